@@ -1,0 +1,6 @@
+"""The gateway: publishes a cluster over HTTP.
+
+A request goes through ``app`` (limits, request id, errors) and ``auth`` (who is it) to ``routes``; those work on ``files``
+(everything below the roots) and on ``jobs``, which writes intentions into the ``ledger`` and lets ``reconcile`` carry them
+out on one of the ``backends``.
+"""

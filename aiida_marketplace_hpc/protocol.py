@@ -1,0 +1,374 @@
+"""The wire: every capability of a gateway, its parameters, the operations of ``query`` and the states of a job.
+
+This table is the only place with wire names. The client's routes, the gateway's routers, the registration document and the
+tests read it. The nine capabilities that the MarketPlace's HPC gateway published (version 2.0.0) are marked ``published``:
+their names, methods, paths and published parameters never change; everything else is added to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+API_VERSION = "3.0"
+"""The version of this contract: the first number changes when an older client can no longer be served."""
+OLDEST_CLIENT = "0.1.0"
+"""The oldest version of this package's client that a gateway of this version serves."""
+
+EXTENSIONS = ("query", "workspaces", "bundle", "digest", "launch-on-create")
+"""What a gateway of this version offers beyond the nine, as ``getInfo`` announces it."""
+
+REQUEST_ID_HEADER = "X-Request-Id"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a capability.
+
+    :param where: ``path`` or ``query`` on the direct route; the platform's proxy takes both as query parameters.
+    :param published: part of the contract as first published, not an addition.
+    """
+
+    name: str
+    where: Literal["path", "query"]
+    type: Literal["string", "integer", "boolean"] = "string"
+    required: bool = False
+    published: bool = False
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One thing that can be asked of a gateway.
+
+    :param name: the capability's name on the MarketPlace, which is the ``operationId`` of the registration document.
+    :param body: what the request carries: nothing, a JSON object, or a file.
+    :param authenticated: whether a token is needed.
+    :param published: one of the nine of the published gateway.
+    :param registered: offered through the MarketPlace's proxy; the others are for direct callers only.
+    :param repeatable: the same request may be sent again without doing anything twice.
+    """
+
+    name: str
+    method: Literal["GET", "PUT", "POST", "PATCH", "DELETE"]
+    path: str
+    summary: str
+    parameters: tuple[Parameter, ...] = ()
+    body: Literal["none", "json", "file"] = "none"
+    authenticated: bool = True
+    published: bool = True
+    registered: bool = True
+    repeatable: bool = True
+
+    def parameter(self, name: str) -> Parameter:
+        """Look up one parameter.
+
+        :raises KeyError: if the capability has none of that name.
+        """
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise KeyError(f"{self.name} has no parameter {name}")
+
+
+def _jobid(*, workspace: bool = False) -> Parameter:
+    text = "the job's id, as answered by newTransformation"
+    if workspace:
+        text += "; or the name of a root, as listed by getInfo, for a path below that root"
+    return Parameter("jobid", "path", required=True, published=True, description=text)
+
+
+_FILENAME = "the file's path below the job's folder or the root"
+
+CAPABILITIES: tuple[Capability, ...] = (
+    Capability(
+        "heartbeat",
+        "GET",
+        "/heartbeat",
+        "Whether the gateway is up",
+        authenticated=False,
+    ),
+    Capability(
+        "createOrUpdateCollection",
+        "PUT",
+        "/api/v1/user/create",
+        "Register the caller and make their home on the cluster",
+    ),
+    Capability(
+        "newTransformation",
+        "POST",
+        "/api/v1/job/create",
+        "Create a job; with `launch`, submit it in the same request",
+        body="json",
+    ),
+    Capability(
+        "updateTransformation",
+        "PATCH",
+        "/api/v1/job/launch/{jobid}",
+        "Submit a job to the scheduler; a job that was submitted is not submitted again",
+        (_jobid(),),
+    ),
+    Capability(
+        "getTransformationState",
+        "GET",
+        "/api/v1/job/state/{jobid}",
+        "The state of a job and the files in its folder",
+        (_jobid(),),
+    ),
+    Capability(
+        "deleteTransformation",
+        "DELETE",
+        "/api/v1/job/cancel/{jobid}",
+        "Cancel a job",
+        (_jobid(),),
+    ),
+    Capability(
+        "createDataset",
+        "PUT",
+        "/api/v1/file/upload/{jobid}",
+        "Upload a file or a folder",
+        (
+            _jobid(workspace=True),
+            Parameter("filename", "query", published=True, description=f"{_FILENAME}; overrides the name in the form"),
+            Parameter(
+                "digest",
+                "query",
+                description="`sha-256:` and the hexadecimal digest of the body; a body that differs is refused",
+            ),
+            Parameter("mode", "query", "integer", description="the file's permission bits, as a decimal number"),
+            Parameter(
+                "overwrite",
+                "query",
+                "boolean",
+                description="whether a file of that name is replaced (default) or refused",
+            ),
+            Parameter(
+                "into",
+                "query",
+                description="the name to use inside `filename`, should that be an existing folder",
+            ),
+            Parameter("parents", "query", "boolean", description="make missing folders on the way (default: no)"),
+            Parameter("bundle", "query", "boolean", description="the body is a bundle: a whole folder in one request"),
+        ),
+        body="file",
+    ),
+    Capability(
+        "getDataset",
+        "GET",
+        "/api/v1/file/download/{jobid}",
+        "Download a file or a folder",
+        (
+            _jobid(workspace=True),
+            Parameter("filename", "query", required=True, published=True, description=_FILENAME),
+            Parameter(
+                "bundle",
+                "query",
+                "boolean",
+                description="answer with a bundle, which carries digests and can hold a folder",
+            ),
+            Parameter(
+                "dereference",
+                "query",
+                "boolean",
+                description="in a bundle, send what symbolic links point to instead of the links (default: yes)",
+            ),
+        ),
+    ),
+    Capability(
+        "deleteDataset",
+        "DELETE",
+        "/api/v1/file/delete/{jobid}",
+        "Delete a file, or a folder with all that is in it",
+        (
+            _jobid(workspace=True),
+            Parameter("filename", "query", required=True, published=True, description=_FILENAME),
+        ),
+    ),
+    Capability(
+        "getInfo",
+        "GET",
+        "/api/v1/info",
+        "Versions, machines, limits, the caller and the roots",
+        published=False,
+    ),
+    Capability(
+        "query",
+        "POST",
+        "/api/v1/query",
+        "An ordered list of operations on files and jobs, each with its own result or error",
+        body="json",
+        published=False,
+        repeatable=False,
+    ),
+    Capability(
+        "listJobs",
+        "GET",
+        "/api/v1/job/",
+        "The caller's jobs",
+        registered=False,
+    ),
+    Capability(
+        "listFiles",
+        "GET",
+        "/api/v1/file/list/{jobid}",
+        "The files in a job's folder, or in a root",
+        (
+            _jobid(workspace=True),
+            Parameter("filename", "query", description="a folder below the job's folder or the root"),
+        ),
+        registered=False,
+    ),
+)
+
+BY_NAME: dict[str, Capability] = {capability.name: capability for capability in CAPABILITIES}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of ``query``.
+
+    :param required: fields that must be there.
+    :param optional: fields that may be.
+    :param repeatable: doing it twice is the same as doing it once; only lists of such operations are repeated by a client
+        that does not know whether its request arrived.
+    """
+
+    name: str
+    summary: str
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    repeatable: bool = True
+
+
+_OPERATION_ROWS = (
+    Operation("stat", "attributes of a path; `follow` (default: no) looks through a symbolic link", ("path",), ("follow",)),
+    Operation("list", "the entries of a folder with their attributes", ("path",), ("recursive", "pattern")),
+    Operation("glob", "the paths that match a shell pattern", ("pattern",)),
+    Operation("realpath", "the path with every symbolic link resolved", ("path",)),
+    Operation(
+        "mkdir",
+        "make a folder; `parents` makes those on the way, `exist_ok` accepts that it is there",
+        ("path",),
+        ("parents", "exist_ok", "mode"),
+        repeatable=False,
+    ),
+    Operation("rename", "rename a file or folder; an existing target is refused", ("path", "target"), (), repeatable=False),
+    Operation(
+        "copy",
+        "copy a file or folder on the cluster, as `cp -r` does",
+        ("path", "target"),
+        ("dereference", "recursive"),
+        repeatable=False,
+    ),
+    Operation("symlink", "make `path` a symbolic link to `target`", ("path", "target"), (), repeatable=False),
+    Operation("chmod", "set permission bits", ("path", "mode")),
+    Operation(
+        "remove",
+        "remove a file or link; `directory` removes an empty folder, `recursive` a folder with all that is in it",
+        ("path",),
+        ("directory", "recursive", "missing_ok"),
+        repeatable=False,
+    ),
+    Operation("jobs.states", "the states of many jobs", ("jobids",)),
+    Operation("jobs.show", "one job with its accounting", ("jobid",), ("wait",)),
+    Operation("jobs.active", "the caller's jobs that have not ended"),
+)
+
+OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _OPERATION_ROWS}
+
+MAX_OPERATIONS = 1000
+"""The greatest number of operations in one ``query``."""
+MAX_JOBIDS = 20_000
+"""The greatest number of ids in one ``jobs.states``."""
+
+
+class JobState(str, Enum):
+    """The state of a job as the gateway's ledger knows it.
+
+    Only a state that :attr:`final` is true for means that the job has ended; it never changes again.
+    """
+
+    CREATED = "CREATED"
+    """The folder exists, files may be uploaded; nothing was submitted."""
+    SUBMITTING = "SUBMITTING"
+    """The intention to submit is durable; the scheduler has not confirmed it yet."""
+    QUEUED = "QUEUED"
+    HELD = "HELD"
+    RUNNING = "RUNNING"
+    SUSPENDED = "SUSPENDED"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    """It ended with a non-zero exit code or by a signal."""
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    NODE_FAIL = "NODE_FAIL"
+    DEADLINE = "DEADLINE"
+    PREEMPTED = "PREEMPTED"
+    REFUSED = "REFUSED"
+    """The scheduler refused it for good; it never ran."""
+
+    @property
+    def final(self) -> bool:
+        """Whether the job has ended."""
+        return self in _FINAL
+
+    @property
+    def active(self) -> bool:
+        """Whether the job was launched and has not ended."""
+        return not self.final and self is not JobState.CREATED
+
+
+_FINAL = frozenset(
+    {
+        JobState.COMPLETED,
+        JobState.FAILED,
+        JobState.CANCELLED,
+        JobState.TIMEOUT,
+        JobState.OUT_OF_MEMORY,
+        JobState.NODE_FAIL,
+        JobState.DEADLINE,
+        JobState.PREEMPTED,
+        JobState.REFUSED,
+    }
+)
+
+JOB_FIELDS = (
+    "jobid",
+    "state",
+    "final",
+    "folder",
+    "script",
+    "script_digest",
+    "client_ref",
+    "machine",
+    "backend",
+    "name",
+    "scheduler_id",
+    "scheduler_state",
+    "reason",
+    "partition",
+    "account",
+    "nodes",
+    "exit_code",
+    "signal",
+    "created_at",
+    "submitted_at",
+    "started_at",
+    "ended_at",
+    "time_limit",
+    "elapsed",
+    "message",
+    "age",
+)
+"""The fields of a job as ``jobs.states``, ``jobs.show`` and ``jobs.active`` answer it. Times are ISO 8601 in UTC,
+``time_limit``, ``elapsed`` and ``age`` seconds; ``age`` says how old the scheduler's word is (``null``: it was never asked).
+``jobs.show`` adds ``accounting``: the scheduler's own record, ``{"columns": [...], "rows": [[...], ...]}``."""
+
+CREATE_FIELDS_PUBLISHED = ("job_name", "ntasks_per_node", "partition", "image", "executable_cmd", "email")
+"""The keys of the published ``newTransformation``."""
+CREATE_FIELDS_ADDED = ("folder", "script", "client_ref", "launch", "key", "machine")
+"""The added keys: ``folder`` (absolute path of an existing folder) and ``script`` (its name inside) make a job of them,
+``launch`` submits it at once, ``client_ref`` is AiiDA's UUID, ``key`` makes the request idempotent where folder and script
+do not, ``machine`` picks one of several systems."""
