@@ -7,7 +7,6 @@
     │   └── TokenUnavailable          the token source gives no token
     ├── ConnectionFailed              no complete answer; ``phase`` says whether the request can have arrived
     │   └── DeadlineExceeded          no progress within the deadline
-    ├── IntegrityError                bytes arrived that are not the bytes that were sent
     └── GatewayError                  the gateway answered: no
         ├── InvalidRequest     400    the request makes no sense; repeating it changes nothing
         ├── Unauthorized       401    no token, or one that is not accepted
@@ -15,6 +14,7 @@
         ├── NotFound           404    no such job of yours, no such path on the gateway
         ├── Conflict           409    the state of the job or folder does not allow it
         ├── FileError          409    the file system refused; ``errno`` says how
+        ├── IntegrityError     422    bytes arrived, at either end, that are not the bytes that were sent
         ├── TooLarge           413    over a limit that ``getInfo`` states
         ├── SubmissionRefused  422    the scheduler refuses this job for good; its words are the message
         ├── Busy               429    too much at once; ask again after ``retry_after`` seconds
@@ -88,14 +88,6 @@ class DeadlineExceeded(ConnectionFailed):
     """The call made no progress within its deadline."""
 
     code = "deadline_exceeded"
-
-
-class IntegrityError(MarketplaceHpcError):
-    """Bytes arrived that are not the bytes that were sent; nothing was put under its final name."""
-
-    code = "integrity"
-    retryable = True
-    phase = Phase.ANSWERED
 
 
 class GatewayError(MarketplaceHpcError):
@@ -213,6 +205,14 @@ class FileError(GatewayError):
         )
 
 
+class IntegrityError(GatewayError):
+    """Bytes arrived that are not the bytes that were sent; nothing was put under its final name."""
+
+    code = "integrity"
+    status = 422
+    retryable = True
+
+
 class TooLarge(GatewayError):
     """Over a limit that ``getInfo`` states."""
 
@@ -277,6 +277,7 @@ _BY_CODE: dict[str, type[GatewayError]] = {
         NotFound,
         Conflict,
         FileError,
+        IntegrityError,
         TooLarge,
         SubmissionRefused,
         Busy,

@@ -1,0 +1,73 @@
+"""``marketplace-hpc gateway``: what the owner of a cluster runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aiida_marketplace_hpc.errors import ConfigurationError
+
+
+@click.group()
+def gateway() -> None:
+    """Publish a cluster: serve the gateway."""
+
+
+def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:
+    tokens = {}
+    for value in values:
+        user, separator, token = value.partition("=")
+        if not separator:
+            raise click.BadParameter("it is USER=TOKEN")
+        tokens[user] = token
+    return tokens or None
+
+
+@gateway.command()
+@click.option("--backend", type=click.Choice(["local", "slurm", "firecrest"]), help="Where jobs run.  [default: local]")
+@click.option("--home", metavar="TEMPLATE", help="The users' home on the cluster; {username} is replaced.")
+@click.option(
+    "--root",
+    multiple=True,
+    metavar="NAME=TEMPLATE[:ro]",
+    help="A further folder that users reach: scratch, projects, read-only software. May be repeated.",
+)
+@click.option("--allow-shared-home", is_flag=True, default=None, help="Let several users share one home without {username}.")
+@click.option("--host", help="The address to listen on.  [default: localhost]")
+@click.option("--port", type=int, help="The port to listen on; 0: any free one.  [default: 5005]")
+@click.option("--reload", is_flag=True, help="Start again whenever the code changes; for development.")
+@click.option("--state", type=click.Path(path_type=Path, file_okay=False), help="The folder for the gateway's own data.")
+@click.option("--database", metavar="URL", help="The database.  [default: SQLite in the state folder]")
+@click.option(
+    "--dev-token",
+    multiple=True,
+    callback=_tokens,
+    metavar="USER=TOKEN",
+    help="Accept this token as this user's. Development only: arguments are visible to everybody on the machine.",
+)
+@click.option("--name", help="What the gateway calls itself.")
+@click.option("--machine", help="What the machine is called.  [default: the backend's name]")
+@click.option("--slots", type=int, help="Jobs that the backend local runs at once.  [default: number of processors]")
+@click.option("--poll-interval", type=float, help="Seconds for which one answer of the scheduler serves everybody.")
+@click.option("--access-log", type=click.Path(path_type=Path, dir_okay=False), help="Append a JSON line for each request.")
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with the same settings.")
+def serve(config: Path | None, reload: bool, **flags: Any) -> None:
+    """Serve a gateway over HTTP.
+
+    Settings come from these flags, from the environment (MARKETPLACE_HPC_ and the name in capitals), and from a TOML file;
+    the first that says something wins.
+    """
+    try:
+        from aiida_marketplace_hpc.gateway import server
+        from aiida_marketplace_hpc.gateway.config import load
+    except ImportError as exc:
+        raise click.ClickException(
+            f"the gateway's own packages are missing ({exc}): pip install 'aiida-marketplace-hpc[gateway]'"
+        ) from exc
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    try:
+        server.serve(load(given, config), given, config, reload=reload)
+    except ConfigurationError as exc:
+        raise click.ClickException(exc.message) from exc

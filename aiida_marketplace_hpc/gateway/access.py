@@ -1,0 +1,122 @@
+"""What surrounds every request: its id, its line in the access log, and an answer in JSON whatever happens."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+import time
+import uuid
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TextIO
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from aiida_marketplace_hpc.errors import GatewayError, ServerFault
+from aiida_marketplace_hpc.protocol import REQUEST_ID_HEADER
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class AccessLog:
+    """One JSON object a line for each request: when, its id, method, path, query, capability, status, seconds, user.
+
+    :param path: the file to append to; without it lines go to the program's log only.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._lock = threading.Lock()
+        self._file: TextIO | None = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close().
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Write one request's line."""
+        text = json.dumps(line)
+        logger.info("%s", text)
+        with self._lock:
+            if self._file is not None:
+                self._file.write(text + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+
+def error_response(error: GatewayError) -> JSONResponse:
+    """The answer that says an error."""
+    headers = {}
+    retry_after = getattr(error, "retry_after", None)
+    if retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(retry_after)))
+    return JSONResponse(error.to_wire(), status_code=error.status, headers=headers)
+
+
+class Access:
+    """ASGI middleware; the innermost of what is not the application itself."""
+
+    def __init__(self, app: ASGIApp, log: AccessLog) -> None:
+        self._app = app
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        asked = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        # Handlers add what they find out (user, capability) to this dictionary.
+        noted: dict[str, Any] = scope.setdefault("state", {})
+        noted["request_id"] = request_id
+        started = time.monotonic()
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                for name, value in _SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if status:
+                raise  # The answer has begun: cutting the connection is the only way left to say that it is not whole.
+            fault = ServerFault(
+                "the gateway has a fault; its log says more under this request's id", request_id=request_id
+            )
+            await error_response(fault)(scope, receive, send_with_headers)
+        finally:
+            self._log.write(
+                {
+                    "time": datetime.now(timezone.utc).isoformat(),
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "query": scope["query_string"].decode("latin-1"),
+                    "capability": noted.get("capability"),
+                    "status": status,
+                    "duration": round(time.monotonic() - started, 6),
+                    "user": noted.get("user"),
+                }
+            )

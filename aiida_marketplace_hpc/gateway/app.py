@@ -1,0 +1,203 @@
+"""The HTTP application: one route for each row of the capability table."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from aiida_marketplace_hpc import __version__
+from aiida_marketplace_hpc.errors import (
+    GatewayError,
+    IntegrityError,
+    InvalidRequest,
+    NotFound,
+    ServerFault,
+    TooLarge,
+)
+from aiida_marketplace_hpc.gateway.access import Access, AccessLog, error_response
+from aiida_marketplace_hpc.gateway.auth import bearer_token
+from aiida_marketplace_hpc.gateway.pages import api_page, front_page
+from aiida_marketplace_hpc.gateway.routes import HANDLERS
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Stream, parse_parameters
+from aiida_marketplace_hpc.gateway.service import Gateway
+from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability, Parameter
+
+logger = logging.getLogger(__name__)
+
+MAX_JSON = 16 * 1024 * 1024
+"""Bytes of a JSON body."""
+_THREADS = 100
+_UPLOAD_PIECE = 1024 * 1024
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """Make the application of a gateway; its lifespan starts and stops the gateway's background."""
+    log = AccessLog(gateway.settings.access_log)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Handlers block (files, database, scheduler), so each has a thread; a launch may hold one for seconds.
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        await run_in_threadpool(gateway.start)
+        try:
+            yield
+        finally:
+            await run_in_threadpool(gateway.stop)
+            log.close()
+
+    app = FastAPI(
+        title=gateway.settings.name,
+        version=__version__,
+        description="An HPC gateway: run jobs on a cluster and reach its files over HTTP.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_middleware(Access, log=log)
+    app.add_exception_handler(HTTPException, _http_error)
+    for capability in CAPABILITIES:
+        paths = {capability.path, capability.path.rstrip("/")}
+        for path in sorted(paths):
+            app.add_api_route(
+                path,
+                _endpoint(gateway, capability),
+                methods=[capability.method],
+                operation_id=capability.name,
+                summary=capability.summary,
+                include_in_schema=path == capability.path,
+                openapi_extra={"parameters": [_documented(parameter) for parameter in capability.parameters]},
+            )
+    app.add_api_route("/", lambda: HTMLResponse(front_page(gateway.settings)), include_in_schema=False)
+    app.add_api_route("/docs", lambda: HTMLResponse(api_page(gateway.settings)), include_in_schema=False)
+    return app
+
+
+def _documented(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "in": parameter.where,
+        "required": parameter.required,
+        "description": parameter.description,
+        "schema": {"type": parameter.type},
+    }
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and wrong methods, in the form of every other error."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    request_id = request.state.request_id
+    if status == 405:
+        answer = InvalidRequest(f"{request.method} is not possible on {request.url.path}", request_id=request_id)
+        headers = getattr(error, "headers", None)
+        return JSONResponse(answer.to_wire(), status_code=405, headers=headers)
+    if status == 404:
+        return error_response(NotFound(f"there is nothing at {request.url.path}; see /docs", request_id=request_id))
+    return error_response(ServerFault(str(error), request_id=request_id))
+
+
+def _endpoint(gateway: Gateway, capability: Capability) -> Callable[[Request], Awaitable[Response]]:
+    handler = HANDLERS[capability.name]
+
+    async def endpoint(request: Request) -> Response:
+        request.state.capability = capability.name
+        try:
+            caller = None
+            if capability.authenticated:
+                token = bearer_token(request.headers.get("authorization"))
+                caller = await run_in_threadpool(gateway.caller, token)
+                request.state.user = caller.user.email
+            parameters = parse_parameters(capability, request.path_params, request.query_params)
+            async with AsyncExitStack() as resources:
+                fields = await _json(request) if capability.body == "json" else {}
+                body = await _file(request, resources) if capability.body == "file" else None
+                answer = await run_in_threadpool(handler, Call(gateway, parameters, fields, caller, body))
+            return _response(answer)
+        except GatewayError as exc:
+            exc.request_id = request.state.request_id
+            if isinstance(exc, ServerFault):
+                logger.error("request %s: %s", request.state.request_id, exc)
+            return error_response(exc)
+
+    return endpoint
+
+
+def _response(answer: Answer) -> Response:
+    if not isinstance(answer, Stream):
+        return JSONResponse(answer)
+    headers = dict(answer.headers)
+    if answer.size is not None:
+        headers["Content-Length"] = str(answer.size)
+    return StreamingResponse(answer.chunks, media_type=answer.media_type, headers=headers)
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_JSON:
+            raise TooLarge(f"a JSON body has at most {MAX_JSON} bytes")
+    try:
+        fields = json.loads(raw) if raw else {}
+    except ValueError as exc:
+        raise InvalidRequest(f"the body is not JSON: {exc}") from exc
+    if not isinstance(fields, dict):
+        raise InvalidRequest("the body is a JSON object")
+    return fields
+
+
+async def _file(request: Request, resources: AsyncExitStack) -> Body:
+    """The file of an upload: the part ``file`` of a form, as published, or the body itself."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return Body(_blocking_reader(request))
+    try:
+        form = await request.form(max_files=1, max_fields=10)
+    except (MultiPartException, HTTPException) as exc:
+        raise InvalidRequest(f"the form does not parse: {exc}") from exc
+    resources.push_async_callback(form.close)
+    part = form.get("file")
+    if not isinstance(part, UploadFile):
+        raise InvalidRequest("the form has no part 'file'")
+    return Body(part.file.read, part.filename)
+
+
+def _blocking_reader(request: Request) -> Callable[[int], bytes]:
+    """A ``read`` for a worker thread over a body that arrives on the event loop; it holds at most about one piece."""
+    stream = request.stream()
+    held = bytearray()
+    ended = False
+
+    async def more() -> None:
+        nonlocal ended
+        while len(held) < _UPLOAD_PIECE:
+            try:
+                held.extend(await anext(stream))
+            except StopAsyncIteration:
+                ended = True
+                return
+            except ClientDisconnect as exc:
+                raise IntegrityError("the connection broke off inside the body; nothing was written") from exc
+
+    def read(size: int) -> bytes:
+        if not held and not ended:
+            anyio.from_thread.run(more)
+        piece = bytes(held[:size])
+        del held[:size]
+        return piece
+
+    return read

@@ -1,0 +1,189 @@
+"""The gateway's settings: from flags, environment and file, in this order of precedence, checked before anything starts."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from aiida_marketplace_hpc.errors import ConfigurationError
+
+HOME = "home"
+"""The name of the root that ``--home`` makes."""
+_ROOT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,19}")  # Shorter than a job id, so that the two are never confused.
+
+
+@dataclass(frozen=True)
+class RootTemplate:
+    """One root as the operator wrote it: ``{username}`` stands for the caller's folder name."""
+
+    name: str
+    template: str
+    read_only: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> RootTemplate:
+        """Parse ``NAME=TEMPLATE[:ro]``.
+
+        :raises ValueError: with what is wrong and an example.
+        """
+        name, separator, template = text.partition("=")
+        read_only = template.endswith(":ro")
+        if read_only:
+            template = template[: -len(":ro")]
+        if not separator or not _ROOT_NAME.fullmatch(name):
+            raise ValueError(
+                f"a root is NAME=TEMPLATE[:ro] with a NAME of at most 20 small letters, digits, - and _, not {text!r}; "
+                "for example scratch=/scratch/{username}"
+            )
+        return cls(name, _absolute_template(template), read_only)
+
+    @property
+    def per_user(self) -> bool:
+        """Whether every user has a folder of their own here."""
+        return "{username}" in self.template
+
+    def path_for(self, username: str) -> str:
+        """The absolute path of this root for one user."""
+        return self.template.replace("{username}", username)
+
+
+def _absolute_template(template: str) -> str:
+    stripped = template.replace("{username}", "")
+    if "{" in stripped or "}" in stripped:
+        raise ValueError(f"only {{username}} is replaced in a path template, not what stands in {template!r}")
+    path = PurePosixPath(template)
+    if not path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"a path template is an absolute path without '..', not {template!r}")
+    return str(path)
+
+
+def default_state_folder() -> Path:
+    """Where the gateway keeps its database when nobody says otherwise."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "marketplace-hpc"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set about a gateway; the flags of ``gateway serve`` have the same names.
+
+    Read from flags, from the environment (``MARKETPLACE_HPC_`` and the name in capitals) and from a TOML file with the same
+    keys; the first that says something wins.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MARKETPLACE_HPC_", extra="forbid", frozen=True)
+
+    backend: Literal["local", "slurm", "firecrest"] = "local"
+    home: str = ""
+    root: tuple[str, ...] = ()
+    allow_shared_home: bool = False
+    host: str = "localhost"
+    port: int = Field(default=5005, ge=0, le=65535)
+    state: Path = Field(default_factory=default_state_folder)
+    database: str = ""
+    dev_token: dict[str, str] = Field(default_factory=dict, repr=False)
+    """Development tokens: the token of each user."""
+    name: str = "HPC gateway"
+    machine: str = ""
+    slots: int = Field(default=0, ge=0)
+    """Jobs that the backend ``local`` runs at once; 0: as many as there are processors."""
+    poll_interval: float = Field(default=0.0, ge=0.0)
+    """Seconds for which one answer of the scheduler serves everybody; 0: what suits the backend."""
+    access_log: Path | None = None
+
+    @field_validator("home")
+    @classmethod
+    def _home_is_a_template(cls, value: str) -> str:
+        return _absolute_template(value) if value else value
+
+    @field_validator("root")
+    @classmethod
+    def _roots_parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [RootTemplate.parse(text).name for text in value]
+        if HOME in names or len(set(names)) != len(names):
+            raise ValueError("every root needs a name of its own, and `home` is the one that --home makes")
+        return value
+
+    @model_validator(mode="after")
+    def _homes_are_apart(self) -> Settings:
+        if self.backend == "slurm" and not self.home:
+            raise ValueError(
+                "backend slurm needs to know where the users' folders on the cluster are: "
+                "give --home, for example --home /scratch/gateway/{username}"
+            )
+        if not self.roots[0].per_user and len(self.dev_token) != 1 and not self.allow_shared_home:
+            raise ValueError(
+                f"--home {self.home} is one folder for several users, who would reach each other's files: put {{username}} "
+                "into it, or, if that is what you want, give --allow-shared-home"
+            )
+        return self
+
+    @property
+    def roots(self) -> tuple[RootTemplate, ...]:
+        """The roots, ``home`` first."""
+        home = self.home or str(self.state.expanduser().absolute() / "home" / "{username}")
+        return (RootTemplate(HOME, home), *(RootTemplate.parse(text) for text in self.root))
+
+    @property
+    def database_url(self) -> str:
+        """The database's address; by default SQLite in the state folder."""
+        return self.database or f"sqlite:///{self.state.expanduser().absolute() / 'ledger.sqlite'}"
+
+    @property
+    def account_mode(self) -> Literal["own", "shared"]:
+        """Under whose Unix account files are written and jobs run, as far as callers must know it.
+
+        ``own``: the gateway serves one person only, who also runs it. ``shared``: one service account for all.
+        """
+        return "own" if len(self.dev_token) == 1 else "shared"
+
+    @property
+    def machine_name(self) -> str:
+        """What the machine is called in ``getInfo``."""
+        return self.machine or self.backend
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+
+
+def load(flags: dict[str, Any], config: Path | None = None) -> Settings:
+    """Make the settings from the flags that were given, the environment and a file.
+
+    :param flags: only those that the user gave; they win over everything.
+    :raises ConfigurationError: naming each setting that is wrong and why.
+    """
+    if config is not None and not config.is_file():
+        raise ConfigurationError(f"there is no configuration file {config}")
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=config)
+
+    try:
+        return FromFile(**flags)
+    except ValidationError as exc:
+        problems = []
+        for error in exc.errors():
+            name = ".".join(str(part) for part in error["loc"])
+            message = error["msg"].removeprefix("Value error, ")
+            problems.append(f"setting {name}: {message}" if name else message)
+        raise ConfigurationError("; ".join(problems)) from exc
+    except ValueError as exc:  # A TOML file that does not parse.
+        raise ConfigurationError(f"configuration file {config}: {exc}") from exc

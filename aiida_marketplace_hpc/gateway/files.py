@@ -1,0 +1,524 @@
+"""The file operations of a gateway that shares a file system with its cluster.
+
+Everything works on a :class:`~aiida_marketplace_hpc.gateway.roots.Place`, relative to open folders, without a shell. A file
+is written under the gateway's private folder of the same root, flushed to disk and only then renamed to its final name: no
+reader ever sees half of it, and of two writers one wins with a whole file.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import hashlib
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import PurePosixPath
+from typing import IO, Any, BinaryIO
+
+from aiida_marketplace_hpc import bundle
+from aiida_marketplace_hpc.errors import FileError, Forbidden, IntegrityError, InvalidRequest
+from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place, Roots
+
+Read = Callable[[int], bytes]
+"""Reads at most so many bytes of a request's body; ``b""`` is its end."""
+
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_DEPTH = 200
+_MAGIC = re.compile(r"[*?\[]")
+
+
+class Files:
+    """What one caller can do with files.
+
+    Paths are absolute. Methods raise :class:`FileError` with the POSIX error for what the file system refuses,
+    :class:`Forbidden` for what lies outside the roots or below a read-only one.
+    """
+
+    def __init__(self, roots: Roots) -> None:
+        self.roots = roots
+
+    # Looking
+
+    def stat(self, path: str, *, follow: bool = False) -> dict[str, Any]:
+        """Attributes of a path; of a link itself unless ``follow``."""
+        with self.roots.place(path, follow=follow) as place, _told(path):
+            return {"path": place.path, **_attributes(place.folder, place.name)}
+
+    def realpath(self, path: str) -> str:
+        """The path with every link resolved; its last component need not exist."""
+        with self.roots.place(path) as place:
+            return place.path
+
+    def listing(self, path: str, *, recursive: bool = False, pattern: str | None = None) -> list[dict[str, Any]]:
+        """The entries of a folder, hidden ones too, sorted by name; ``recursive``: of all folders below, links not followed.
+
+        :param pattern: a shell pattern for the name.
+        """
+        entries: list[dict[str, Any]] = []
+        with self._folder(path) as (place, folder), _told(path):
+            self._walk(folder, "", recursive, entries, place.name == ".", 0)
+        if pattern is not None:
+            entries = [entry for entry in entries if fnmatch.fnmatchcase(entry["name"].rpartition("/")[2], pattern)]
+        return entries
+
+    def _walk(
+        self, folder: int, prefix: str, recursive: bool, entries: list[dict[str, Any]], top: bool, depth: int
+    ) -> None:
+        if depth > _MAX_DEPTH:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        for name in sorted(os.listdir(folder)):
+            if top and name == PRIVATE:
+                continue
+            try:
+                attributes = _attributes(folder, name)
+            except FileNotFoundError:  # Removed while we look.
+                continue
+            entries.append({"name": prefix + name, **attributes})
+            if recursive and attributes["type"] == "directory":
+                with _opened(name, _LIST, folder) as below:
+                    self._walk(below, f"{prefix}{name}/", recursive, entries, False, depth + 1)
+
+    def glob(self, pattern: str) -> list[str]:
+        """The paths that match an absolute pattern, sorted; ``*`` does not match a leading dot, links are looked through."""
+        root, parts = self.roots.locate(pattern)
+        found = [root.path]
+        for part in parts:
+            if part == "..":
+                raise InvalidRequest(f"{pattern}: '..' cannot stand in a pattern")
+            found = [path for base in found for path in self._matching(base, part)]
+        return sorted(found)
+
+    def _matching(self, base: str, part: str) -> Iterator[str]:
+        try:
+            if not _MAGIC.search(part):
+                with self.roots.place(f"{base}/{part}", follow=False) as place:
+                    place.lstat()
+                yield f"{base}/{part}"
+                return
+            with self._folder(base) as (place, folder):
+                names = os.listdir(folder)
+                private = place.name == "."
+        except (FileError, Forbidden, OSError):  # As with a shell: what cannot be looked at does not match.
+            return
+        for name in names:
+            hidden = name.startswith(".") and not part.startswith(".")
+            if not hidden and not (private and name == PRIVATE) and fnmatch.fnmatchcase(name, part):
+                yield f"{base}/{name}"
+
+    # Changing
+
+    def mkdir(self, path: str, *, parents: bool = False, exist_ok: bool = False, mode: int = 0o777) -> None:
+        """Make a folder.
+
+        :param parents: make the folders on the way, too.
+        :param exist_ok: accept a folder that is there already.
+        """
+        if parents:
+            root, parts = self.roots.locate(path)
+            current = root.path
+            for part in parts[:-1]:
+                current = f"{current}/{part}"
+                self._mkdir(current, exist_ok=True, mode=0o777)
+        self._mkdir(path, exist_ok=exist_ok, mode=mode)
+
+    def _mkdir(self, path: str, *, exist_ok: bool, mode: int) -> None:
+        with self.roots.place(path) as place, _told(path):
+            if exist_ok:
+                with suppress(FileNotFoundError):
+                    if stat.S_ISDIR(place.lstat().st_mode):
+                        return
+            try:
+                os.mkdir(place.writable().name, mode, dir_fd=place.folder)
+            except FileExistsError:  # Somebody was faster, or a file is in the way.
+                if not (exist_ok and stat.S_ISDIR(place.lstat().st_mode)):
+                    raise
+
+    def rename(self, path: str, target: str) -> None:
+        """Rename a file, link or folder; something at ``target`` is never replaced."""
+        with self.roots.place(path, follow=False) as old, self.roots.place(target, follow=False) as new, _told(path):
+            old.writable().lstat()
+            with suppress(FileNotFoundError):
+                new.writable().lstat()
+                raise FileError(f"File exists: {target}", errno="EEXIST", path=target)
+            os.rename(old.name, new.name, src_dir_fd=old.folder, dst_dir_fd=new.folder)
+
+    def symlink(self, path: str, target: str) -> None:
+        """Make ``path`` a symbolic link to ``target``, which need not exist and is not followed out of the roots."""
+        with self.roots.place(path, follow=False) as place, _told(path):
+            os.symlink(target, place.writable().name, dir_fd=place.folder)
+
+    def chmod(self, path: str, mode: int) -> None:
+        """Set the permission bits of a file or folder, links followed."""
+        with self.roots.place(path) as place, _told(path):
+            descriptor = os.open(place.writable().name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.folder)
+            try:
+                if stat.S_ISLNK(os.fstat(descriptor).st_mode):
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                os.chmod(f"/proc/self/fd/{descriptor}", mode & 0o7777)
+            finally:
+                os.close(descriptor)
+
+    def remove(self, path: str, *, directory: bool = False, recursive: bool = False, missing_ok: bool = False) -> None:
+        """Remove a file or link; ``directory``: an empty folder; ``recursive``: whatever is there with all that is in it."""
+        try:
+            with self.roots.place(path.rstrip("/"), follow=False) as place, _told(path):
+                mode = place.writable().lstat().st_mode
+                if directory:
+                    os.rmdir(place.name, dir_fd=place.folder)
+                elif recursive and stat.S_ISDIR(mode):
+                    _remove_tree(place.folder, place.name)
+                else:
+                    os.unlink(place.name, dir_fd=place.folder)
+        except FileError as exc:
+            if not (missing_ok and exc.errno == "ENOENT"):
+                raise
+
+    def copy(self, path: str, target: str, *, dereference: bool = False, recursive: bool = True) -> None:
+        """Copy a file, or a folder with all that is in it, keeping permission bits.
+
+        Into ``target`` where that is a folder, else to that name. A link *inside* a copied folder stays a link unless
+        ``dereference``; a link that is itself named is looked through.
+        """
+        with self.roots.place(path) as source, _told(path):
+            mode = source.lstat().st_mode
+            name = PurePosixPath(path).name
+            with self.roots.place(self._inside(target, name)) as goal, _told(target):
+                goal.writable()
+                if stat.S_ISDIR(mode):
+                    if not recursive:
+                        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+                    if f"{goal.path}/".startswith(f"{source.path}/"):
+                        raise InvalidRequest(f"{path} cannot be copied into itself")
+                    self._copy_tree(source, goal, dereference, 0)
+                else:
+                    self._copy_file(source, goal)
+
+    def _copy_tree(self, source: Place, goal: Place, dereference: bool, depth: int) -> None:
+        if depth > _MAX_DEPTH:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        os.mkdir(goal.name, 0o700, dir_fd=goal.folder)
+        with _opened(source.name, _LIST, source.folder) as folder, _opened(goal.name, _LIST, goal.folder) as made:
+            for name in sorted(os.listdir(folder)):
+                if source.name == "." and name == PRIVATE:
+                    continue
+                below = Place(source.root, folder, name, f"{source.path}/{name}")
+                there = Place(goal.root, made, name, f"{goal.path}/{name}")
+                kind = below.lstat().st_mode
+                if stat.S_ISLNK(kind) and dereference:
+                    with self.roots.place(below.path) as real, _told(below.path):
+                        if stat.S_ISDIR(real.lstat().st_mode):
+                            self._copy_tree(real, there, dereference, depth + 1)
+                        else:
+                            self._copy_file(real, there)
+                elif stat.S_ISLNK(kind):
+                    os.symlink(os.readlink(name, dir_fd=folder), name, dir_fd=made)
+                elif stat.S_ISDIR(kind):
+                    self._copy_tree(below, there, dereference, depth + 1)
+                else:
+                    self._copy_file(below, there)
+            os.fchmod(made, stat.S_IMODE(os.fstat(folder).st_mode))
+
+    def _copy_file(self, source: Place, goal: Place) -> None:
+        with _reading(source) as content, _Draft(goal) as draft:
+            while chunk := content.read(bundle.CHUNK):
+                draft.write(chunk)
+            draft.commit(stat.S_IMODE(os.fstat(content.fileno()).st_mode))
+
+    # Transfers
+
+    def read(self, path: str) -> tuple[BinaryIO, os.stat_result]:
+        """Open a file for reading, links followed; the caller closes it."""
+        with self.roots.place(path) as place, _told(path):
+            content = _open_regular(place)
+            return content, os.fstat(content.fileno())
+
+    def write(
+        self,
+        path: str,
+        read: Read,
+        *,
+        digest: str | None = None,
+        mode: int | None = None,
+        overwrite: bool = True,
+        into: str | None = None,
+        parents: bool = False,
+    ) -> dict[str, Any]:
+        """Write a whole file from a request's body.
+
+        :param digest: what the body must have; a body that differs leaves everything as it was.
+        :param mode: permission bits; without it a replaced file keeps its own and a new one gets the default.
+        :param into: the name to use should ``path`` be a folder.
+        :param parents: make missing folders on the way.
+        :raises IntegrityError: if the body does not have ``digest``, or broke off.
+        """
+        if parents and (folder := str(PurePosixPath(path).parent)) != "/":
+            self.mkdir(folder, parents=True, exist_ok=True)
+        target = self._inside(path, into) if into else path
+        with self.roots.place(target) as place, _told(target), _Draft(place.writable(), overwrite) as draft:
+            while chunk := read(bundle.CHUNK):
+                draft.write(chunk)
+            if digest is not None and digest != draft.digest:
+                raise IntegrityError(f"{target} arrived with a wrong digest: nothing was written; send it again")
+            draft.commit(mode)
+            return {"path": place.path, "size": draft.size, "digest": draft.digest}
+
+    def write_bundle(
+        self, path: str, read: Read, *, overwrite: bool = True, into: str | None = None, parents: bool = False
+    ) -> dict[str, Any]:
+        """Write a folder from a bundle; each file appears when it is whole and verified.
+
+        :param overwrite: whether a folder that exists may be written into, and its files replaced.
+        :raises IntegrityError: for a wrong digest or a bundle that broke off; files that came before it are there.
+        """
+        target = self._inside(path, into) if into else path
+        if parents:
+            self.mkdir(str(PurePosixPath(target).parent), parents=True, exist_ok=True)
+        count = 0
+        modes: list[tuple[str, int]] = []
+        for entry, chunks in bundle.Reader(read):
+            count += 1
+            where = _below(target, entry.path)
+            if entry.type == "directory":
+                self._mkdir(where, exist_ok=overwrite, mode=0o700 | entry.mode)
+                modes.append((where, entry.mode))
+            elif entry.type == "symlink":
+                with suppress(FileError):
+                    if overwrite and self.stat(where)["type"] != "directory":
+                        self.remove(where)
+                self.symlink(where, entry.target)
+            else:
+                with self.roots.place(where) as place, _told(where), _Draft(place.writable(), overwrite) as draft:
+                    for chunk in chunks:
+                        draft.write(chunk)
+                    # Only now, past the digest, is the file known to be whole; the reader raises if it is not.
+                    draft.commit(entry.mode)
+        for where, mode in reversed(modes):
+            self.chmod(where, mode)
+        return {"path": target, "entries": count}
+
+    def read_bundle(self, path: str, *, dereference: bool = True) -> Iterator[bytes]:
+        """Open a file or folder for reading as a bundle.
+
+        Errors of the path itself are raised here, not when the first chunk is taken.
+        """
+        with self.roots.place(path) as place, _told(path):
+            attributes = place.lstat()
+            if stat.S_ISDIR(attributes.st_mode):
+                return bundle.write(self._entries(place.path, dereference))
+            content = _open_regular(place)
+            size = os.fstat(content.fileno()).st_size
+        entry = bundle.Entry("", "file", stat.S_IMODE(attributes.st_mode), size)
+        return bundle.write([(entry, content)])
+
+    def _entries(self, top: str, dereference: bool) -> Iterator[tuple[bundle.Entry, BinaryIO | None]]:
+        """The entries of a folder, opened one by one as they are sent."""
+        pending = [("", top)]
+        while pending:
+            relative, path = pending.pop()
+            with self.roots.place(path, follow=dereference or not relative) as place, _told(path):
+                attributes = place.lstat()
+                mode = stat.S_IMODE(attributes.st_mode)
+                if stat.S_ISLNK(attributes.st_mode):
+                    target = os.readlink(place.name, dir_fd=place.folder)
+                    item: tuple[bundle.Entry, BinaryIO | None] = (
+                        bundle.Entry(relative, "symlink", target=target),
+                        None,
+                    )
+                elif stat.S_ISDIR(attributes.st_mode):
+                    if relative.count("/") > _MAX_DEPTH:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                    with _opened(place.name, _LIST, place.folder) as folder:
+                        names = sorted(os.listdir(folder), reverse=True)
+                    if place.name == ".":
+                        names = [name for name in names if name != PRIVATE]
+                    pending += [(f"{relative}/{name}" if relative else name, f"{path}/{name}") for name in names]
+                    item = (bundle.Entry(relative, "directory", mode), None)
+                else:
+                    content = _open_regular(place)
+                    item = (bundle.Entry(relative, "file", mode, os.fstat(content.fileno()).st_size), content)
+            yield item
+
+    # Shared
+
+    def _inside(self, path: str, name: str) -> str:
+        """``path/name`` where ``path`` is a folder, else ``path``."""
+        with self.roots.place(path) as place:
+            try:
+                is_folder = stat.S_ISDIR(place.lstat().st_mode)
+            except OSError:
+                is_folder = False
+        return _below(path, name) if is_folder else path
+
+    @contextmanager
+    def _folder(self, path: str) -> Iterator[tuple[Place, int]]:
+        with self.roots.place(path) as place, _told(path), _opened(place.name, _LIST, place.folder) as folder:
+            yield place, folder
+
+
+class _Draft:
+    """A file being written, out of sight; :meth:`commit` gives it its name, leaving the block without it leaves nothing."""
+
+    def __init__(self, place: Place, overwrite: bool = True) -> None:
+        self._place = place
+        self._overwrite = overwrite
+        self._hash = hashlib.sha256()
+        self._committed = False
+        self.size = 0
+
+    @property
+    def digest(self) -> str:
+        return f"sha-256:{self._hash.hexdigest()}"
+
+    def __enter__(self) -> _Draft:
+        self._existing = self._target()
+        self._folder = _private_folder(self._place)
+        self._name = secrets.token_hex(16)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            if os.fstat(self._folder).st_dev != os.fstat(self._place.folder).st_dev:
+                # A file system mounted below the root: only there can the file be renamed in one step.
+                os.close(self._folder)
+                self._folder, self._name = os.dup(self._place.folder), f"{PRIVATE}-{self._name}"
+            self._file: IO[bytes] = os.fdopen(os.open(self._name, flags, 0o666, dir_fd=self._folder), "wb")
+        except BaseException:
+            os.close(self._folder)
+            raise
+        return self
+
+    def _target(self) -> os.stat_result | None:
+        try:
+            existing = self._place.lstat()
+        except FileNotFoundError:
+            os.stat(".", dir_fd=self._place.folder)  # The folder may be gone: say so before anything is sent.
+            return None
+        if stat.S_ISDIR(existing.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not self._overwrite:
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        return existing
+
+    def write(self, chunk: bytes) -> None:
+        self._file.write(chunk)
+        self._hash.update(chunk)
+        self.size += len(chunk)
+
+    def commit(self, mode: int | None = None) -> None:
+        if mode is None and self._existing is not None:
+            mode = stat.S_IMODE(self._existing.st_mode)
+        if mode is not None:
+            os.fchmod(self._file.fileno(), mode & 0o7777)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        place = self._place
+        if self._overwrite:
+            os.rename(self._name, place.name, src_dir_fd=self._folder, dst_dir_fd=place.folder)
+        else:
+            os.link(self._name, place.name, src_dir_fd=self._folder, dst_dir_fd=place.folder)
+            os.unlink(self._name, dir_fd=self._folder)
+        self._committed = True
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._file.close()
+            if not self._committed:
+                os.unlink(self._name, dir_fd=self._folder)
+        finally:
+            os.close(self._folder)
+
+
+def _private_folder(place: Place) -> int:
+    """Open the folder for unfinished files of the place's root; it is made where it is missing."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _opened(place.root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) as root:
+        with suppress(FileExistsError):
+            os.mkdir(PRIVATE, 0o700, dir_fd=root)
+        with _opened(PRIVATE, flags, root) as private:
+            with suppress(FileExistsError):
+                os.mkdir("unfinished", 0o700, dir_fd=private)
+            return os.open("unfinished", flags, dir_fd=private)
+
+
+def _below(path: str, relative: str) -> str:
+    """``path/relative``; whoever sends names must not leave ``path`` with them."""
+    if relative == "":
+        return path
+    parts = relative.split("/")
+    if relative.startswith("/") or ".." in parts or "\0" in relative:
+        raise InvalidRequest(f"{relative!r} is not a path below a folder")
+    return f"{path.rstrip('/')}/{relative}"
+
+
+def _attributes(folder: int, name: str) -> dict[str, Any]:
+    """A path's attributes as they go over the wire."""
+    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
+    attributes: dict[str, Any] = {
+        "type": kinds.get(stat.S_IFMT(found.st_mode), "other"),
+        "mode": found.st_mode,
+        "size": found.st_size,
+        "mtime": found.st_mtime,
+        "atime": found.st_atime,
+        "uid": found.st_uid,
+        "gid": found.st_gid,
+    }
+    if attributes["type"] == "symlink":
+        attributes["target"] = os.readlink(name, dir_fd=folder)
+    return attributes
+
+
+def _remove_tree(folder: int, name: str) -> None:
+    for _, folders, names, inside in os.fwalk(
+        name, topdown=False, follow_symlinks=False, dir_fd=folder, onerror=_reraise
+    ):
+        for entry in names:
+            os.unlink(entry, dir_fd=inside)
+        for entry in folders:
+            try:
+                os.rmdir(entry, dir_fd=inside)
+            except NotADirectoryError:  # A link to a folder.
+                os.unlink(entry, dir_fd=inside)
+    os.rmdir(name, dir_fd=folder)
+
+
+def _reraise(error: OSError) -> None:
+    raise error
+
+
+@contextmanager
+def _opened(name: str, flags: int, folder: int | None = None) -> Iterator[int]:
+    descriptor = os.open(name, flags, dir_fd=folder)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_regular(place: Place) -> BinaryIO:
+    # Not blocking: opening a named pipe would wait for a writer for ever.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(place.name, flags, dir_fd=place.folder)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+    raise OSError(number, os.strerror(number))
+
+
+@contextmanager
+def _reading(place: Place) -> Iterator[BinaryIO]:
+    with _open_regular(place) as content:
+        yield content
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Turn what the file system says into the error for the caller, about the path that the caller named."""
+    try:
+        yield
+    except OSError as exc:
+        raise FileError.from_os_error(exc, path) from exc

@@ -1,0 +1,1 @@
+"""The steps from one version's schema to the next."""

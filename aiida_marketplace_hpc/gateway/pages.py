@@ -1,0 +1,76 @@
+"""The two pages for people: what this is, and what can be asked of it. They load nothing from anywhere else."""
+
+from __future__ import annotations
+
+from html import escape
+
+from aiida_marketplace_hpc import __version__
+from aiida_marketplace_hpc.gateway.config import Settings
+from aiida_marketplace_hpc.protocol import CAPABILITIES, OPERATIONS
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
+code { background: #eef2f6; padding: .1em .3em; border-radius: 3px }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0 }
+th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-bottom: 1px solid #d5dde5 }
+small { color: #52606d }
+"""
+
+_ACCOUNT_MODES = {
+    "own": "This gateway serves one person, who also runs it.",
+    "shared": "All users' jobs run under one Unix account: the gateway keeps users' files and jobs apart, "
+    "but a job itself can reach whatever that account can.",
+}
+
+
+def front_page(settings: Settings) -> str:
+    """What this gateway is, and where to go from here."""
+    name = escape(settings.name)
+    return _page(
+        name,
+        f"""<h1>{name}</h1>
+<p>This is an HPC gateway: it lets programs run jobs on a cluster and reach files there over HTTP.
+It is running version {escape(__version__)} of <code>aiida-marketplace-hpc</code> with the backend
+<code>{escape(settings.backend)}</code>.</p>
+<p>{escape(_ACCOUNT_MODES[settings.account_mode])}</p>
+<ul>
+<li><a href="docs">What can be asked of it</a> (<a href="openapi.json">as an OpenAPI document</a>)</li>
+<li><a href="heartbeat">Whether it is up</a></li>
+</ul>
+<p>Every request but the heartbeat needs the header <code>Authorization: Bearer TOKEN</code>. From Python use
+<code>aiida_marketplace_hpc.HpcGateway</code>, from a shell <code>marketplace-hpc</code>, from AiiDA the transport and
+scheduler <code>marketplace_hpc</code>.</p>""",
+    )
+
+
+def api_page(settings: Settings) -> str:
+    """The capability table and the operations of ``query``, from the table that the routes are made of."""
+    capabilities = "".join(
+        f"<tr><td><code>{escape(row.name)}</code></td><td><code>{row.method} {escape(row.path)}</code></td>"
+        f"<td>{escape(row.summary)}"
+        + "".join(f"<br><small><code>{escape(p.name)}</code> {escape(p.description)}</small>" for p in row.parameters)
+        + "</td></tr>"
+        for row in CAPABILITIES
+    )
+    operations = "".join(
+        f"<tr><td><code>{escape(row.name)}</code></td><td>{escape(', '.join(row.required))}</td>"
+        f"<td>{escape(', '.join(row.optional))}</td><td>{escape(row.summary)}</td></tr>"
+        for row in OPERATIONS.values()
+    )
+    return _page(
+        f"{settings.name}: API",
+        f"""<h1>What can be asked of this gateway</h1>
+<p>The same as an <a href="openapi.json">OpenAPI document</a>. <a href=".">Back</a></p>
+<table><tr><th>Capability</th><th>Request</th><th>What it does, and its parameters</th></tr>{capabilities}</table>
+<h2>Operations of <code>query</code></h2>
+<p>The body is <code>{{"operations": [{{"op": "stat", "path": "/…"}}, …]}}</code>, the answer
+<code>{{"results": [{{"ok": true, "result": {{…}}}}, …]}}</code> in the same order.</p>
+<table><tr><th>Operation</th><th>Needs</th><th>May have</th><th>What it does</th></tr>{operations}</table>""",
+    )
+
+
+def _page(title: str, content: str) -> str:
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>{content}</body></html>'
+    )

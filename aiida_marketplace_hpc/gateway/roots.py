@@ -1,0 +1,229 @@
+"""Confinement: from a path that a caller names to a place below one of the caller's roots, and nowhere else.
+
+A path is walked component by component, each opened relative to the descriptor of the folder before it and without
+following links. A symbolic link is followed by this module, not by the kernel, so that a link that leads from one root into
+another works and one that leads out of the roots does not; nothing that another process renames or replaces during the walk
+can lead it elsewhere. What comes out is a :class:`Place`: an open folder and a name in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from aiida_marketplace_hpc.errors import FileError, Forbidden, InvalidRequest
+
+PRIVATE = ".marketplace-hpc"
+"""A folder of the gateway's own at the top of every writable root; callers neither see nor reach it."""
+_MAX_LINKS = 40
+_MAX_PATH = 4096
+_MAX_NAME = 255
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class Root:
+    """A folder below which a caller may work.
+
+    :param path: absolute and normalised; it is the path that callers see.
+    """
+
+    name: str
+    path: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """A name in an open folder below a root. The last component is never followed by whoever uses it.
+
+    :param folder: descriptor of the folder, valid inside the ``with`` block that gave it.
+    :param name: the last component, ``.`` for the root itself; nothing need be there.
+    :param path: the absolute path as a caller would write it, links resolved.
+    """
+
+    root: Root
+    folder: int
+    name: str
+    path: str
+
+    def writable(self) -> Place:
+        """Return itself.
+
+        :raises Forbidden: below a read-only root, or for the root itself.
+        """
+        if self.root.read_only:
+            raise Forbidden(f"{self.path} is below the read-only root {self.root.name} ({self.root.path})")
+        if self.name == ".":
+            raise Forbidden(f"{self.path} is a root itself and cannot be changed")
+        return self
+
+    def lstat(self) -> os.stat_result:
+        """Attributes of what is there, of a link itself if it is one; raises :class:`OSError`."""
+        return os.stat(self.name, dir_fd=self.folder, follow_symlinks=False)
+
+
+class Roots:
+    """All roots of one caller."""
+
+    def __init__(self, roots: Sequence[Root]) -> None:
+        self._roots = tuple(roots)
+        # A link may name a root by its real path, too.
+        self._bases = [
+            (root, _components(base)) for root in self._roots for base in {root.path, os.path.realpath(root.path)}
+        ]
+
+    def __iter__(self) -> Iterator[Root]:
+        return iter(self._roots)
+
+    def by_name(self, name: str) -> Root | None:
+        """The root of that name."""
+        return next((root for root in self._roots if root.name == name), None)
+
+    def prepare(self) -> None:
+        """Make the folders of writable roots that are missing; may be repeated."""
+        for root in self._roots:
+            if not root.read_only:
+                os.makedirs(root.path, mode=0o700, exist_ok=True)
+
+    @contextmanager
+    def place(self, path: str, *, follow: bool = True) -> Iterator[Place]:
+        """Find the place that an absolute path names.
+
+        :param follow: whether a link in the last component is followed, too.
+        :raises Forbidden: if it is, or a link on the way leads, outside the roots.
+        :raises FileError: for a missing folder on the way, a file in place of one, too many links, an over-long name.
+        :raises InvalidRequest: for something that is no absolute path at all.
+        """
+        walk = _Walk(self, path)
+        try:
+            yield walk.run(follow or path.endswith("/"))
+        finally:
+            walk.close()
+
+    def locate(self, path: str) -> tuple[Root, list[str]]:
+        """The root that an absolute path lies below (the deepest), and the components under it; nothing is opened.
+
+        :raises Forbidden: if it lies below none.
+        """
+        parts = _components(path)
+        best: tuple[Root, list[str]] | None = None
+        for root, base in self._bases:
+            if parts[: len(base)] == base and (best is None or len(parts) - len(base) < len(best[1])):
+                best = root, parts[len(base) :]
+        if best is None:
+            known = ", ".join(f"{root.name} ({root.path})" for root in self._roots)
+            raise Forbidden(f"{path} lies outside the roots of this gateway: {known}")
+        return best
+
+
+def _components(path: str) -> list[str]:
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidRequest(f"{path!r} is no absolute path")
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+class _Walk:
+    """One walk along a path; owns the descriptors that it opens."""
+
+    def __init__(self, roots: Roots, path: str) -> None:
+        self._roots = roots
+        self._asked = path
+        self._links = 0
+        self._stack: list[tuple[int, str]] = []
+        if len(os.fsencode(path)) > _MAX_PATH:
+            raise FileError(f"the path is longer than {_MAX_PATH} bytes", errno="ENAMETOOLONG", path=path)
+        self._root, self._todo = roots.locate(path)
+
+    def close(self) -> None:
+        for descriptor, _ in self._stack:
+            os.close(descriptor)
+        self._stack.clear()
+
+    def run(self, follow: bool) -> Place:
+        self._enter(self._root)
+        while self._todo:
+            name = self._todo.pop(0)
+            last = not self._todo
+            if name == "..":
+                if len(self._stack) == 1:
+                    raise Forbidden(f"{self._asked} leads out of the root {self._root.name} ({self._root.path})")
+                os.close(self._stack.pop()[0])
+                continue
+            if name == PRIVATE and len(self._stack) == 1:
+                raise Forbidden(f"{self._asked} is the gateway's own")
+            if len(os.fsencode(name)) > _MAX_NAME:
+                raise FileError(
+                    f"a name in {self._asked} is longer than 255 bytes", errno="ENAMETOOLONG", path=self._asked
+                )
+            if last and not follow:
+                return self._place(self._stack[-1][0], name)
+            kind, target = self._look(name, last)
+            if kind is None:
+                return self._place(self._stack[-1][0], name)
+            if kind == "link":
+                self._redirect(target)
+            elif kind != "folder":
+                if not last:
+                    raise self._error(errno.ENOTDIR)
+                return self._place(self._stack[-1][0], name)
+        if len(self._stack) == 1:
+            return Place(self._root, self._stack[0][0], ".", self._root.path)
+        name = self._stack[-1][1]
+        return self._place(self._stack[-2][0], name, up=1)
+
+    def _look(self, name: str, last: bool) -> tuple[str | None, str]:
+        """What ``name`` in the current folder is; a folder is entered."""
+        try:
+            descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._stack[-1][0])
+        except FileNotFoundError:
+            if last:
+                return None, ""
+            raise self._error(errno.ENOENT) from None
+        except OSError as exc:
+            raise self._error(exc.errno or errno.EIO) from exc
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISDIR(mode):
+                self._stack.append((descriptor, name))
+                descriptor = -1
+                return "folder", ""
+            if stat.S_ISLNK(mode):
+                return "link", os.readlink("", dir_fd=descriptor)
+            return "file", ""
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _redirect(self, target: str) -> None:
+        self._links += 1
+        if self._links > _MAX_LINKS:
+            raise self._error(errno.ELOOP)
+        if target.startswith("/"):
+            try:
+                self._root, parts = self._roots.locate(target)
+            except Forbidden:
+                raise Forbidden(f"a symbolic link on the way to {self._asked} leads out of the roots") from None
+            self._todo = parts + self._todo
+            self._enter(self._root)
+        else:
+            self._todo = [part for part in target.split("/") if part not in ("", ".")] + self._todo
+
+    def _enter(self, root: Root) -> None:
+        self.close()
+        try:
+            self._stack = [(os.open(root.path, _FOLDER), "")]
+        except OSError as exc:
+            raise self._error(exc.errno or errno.EIO) from exc
+
+    def _place(self, folder: int, name: str, up: int = 0) -> Place:
+        names = [entry[1] for entry in self._stack[1 : len(self._stack) - up]]
+        return Place(self._root, folder, name, str(PurePosixPath(self._root.path, *names, name)))
+
+    def _error(self, number: int) -> FileError:
+        return FileError.from_os_error(OSError(number, ""), self._asked)

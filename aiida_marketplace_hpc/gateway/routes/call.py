@@ -1,0 +1,93 @@
+"""A request as a handler sees it: who asks, the checked parameters, the body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiida_marketplace_hpc.errors import InvalidRequest, Unauthorized
+from aiida_marketplace_hpc.gateway.service import Caller, Gateway
+from aiida_marketplace_hpc.protocol import Capability
+
+
+@dataclass(frozen=True)
+class Body:
+    """A file on its way in.
+
+    :param read: reads at most so many bytes, ``b""`` at the end.
+    :param filename: the name in the form, where the body was one.
+    """
+
+    read: Callable[[int], bytes]
+    filename: str | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A file on its way out, in chunks; ``size`` in bytes where it is known beforehand."""
+
+    chunks: Iterator[bytes]
+    media_type: str
+    size: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Answer = dict[str, Any] | Stream
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request.
+
+    :param parameters: those that were given, by name, converted to their types.
+    :param json: the JSON object of a body, empty where there was none.
+    :param body: the file of a body.
+    """
+
+    gateway: Gateway
+    parameters: Mapping[str, Any]
+    json: Mapping[str, Any]
+    identified: Caller | None = None
+    body: Body | None = None
+
+    @property
+    def caller(self) -> Caller:
+        """Who asks.
+
+        :raises Unauthorized: on a capability that needs no token; handlers of those do not ask.
+        """
+        if self.identified is None:
+            raise Unauthorized("Authentication Token is missing")
+        return self.identified
+
+
+def parse_parameters(capability: Capability, path: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    """Check and convert the parameters of a request.
+
+    Path parameters are accepted as query parameters, too: the platform's proxy sends them so. Unknown ones are ignored, as
+    they may come from a newer client.
+
+    :raises InvalidRequest: for one that is missing or has the wrong type.
+    """
+    given: dict[str, Any] = {}
+    for parameter in capability.parameters:
+        text = path.get(parameter.name, query.get(parameter.name))
+        if text is None:
+            if parameter.required:
+                raise InvalidRequest(f"{capability.name} needs the parameter {parameter.name}: {parameter.description}")
+            continue
+        if "\0" in text:
+            raise InvalidRequest(f"the parameter {parameter.name} has a NUL character")
+        given[parameter.name] = _convert(parameter.name, parameter.type, text)
+    return given
+
+
+def _convert(name: str, kind: str, text: str) -> Any:
+    if kind == "string":
+        return text
+    if kind == "integer" and text.isascii() and text.isdigit() and len(text) < 19:
+        return int(text)
+    if kind == "boolean" and text.lower() in ("true", "1", "false", "0"):
+        return text.lower() in ("true", "1")
+    raise InvalidRequest(f"the parameter {name} is not a valid {kind}: {text!r}")

@@ -1,0 +1,138 @@
+"""Files and folders on their way in and out."""
+
+from __future__ import annotations
+
+import grp
+import mimetypes
+import pwd
+import stat
+from collections.abc import Iterator
+from datetime import datetime
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from aiida_marketplace_hpc import bundle
+from aiida_marketplace_hpc.errors import InvalidRequest, NotFound
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Stream
+
+
+def upload(call: Call) -> Answer:
+    """Write a file, or with ``bundle`` a folder."""
+    body, given = call.body, call.parameters
+    if body is None:
+        raise InvalidRequest("an upload needs a body: the file itself, or a form with the part 'file'")
+    path = _path(call, given.get("filename") or _form_name(body))
+    options: dict[str, Any] = {
+        "overwrite": given.get("overwrite", True),
+        "into": given.get("into"),
+        "parents": given.get("parents", False),
+    }
+    if given.get("bundle"):
+        written = call.caller.files.write_bundle(path, body.read, **options)
+    else:
+        written = call.caller.files.write(
+            path, body.read, digest=given.get("digest"), mode=given.get("mode"), **options
+        )
+    return {"message": "File uploaded.", **written}
+
+
+def download(call: Call) -> Answer:
+    """Send a file, or with ``bundle`` a file or a folder with digests."""
+    given, files = call.parameters, call.caller.files
+    path = _path(call, given["filename"])
+    if given.get("bundle"):
+        return Stream(files.read_bundle(path, dereference=given.get("dereference", True)), bundle.MEDIA_TYPE)
+    content, attributes = files.read(path)
+    name = PurePosixPath(path).name
+    kind, encoding = mimetypes.guess_type(name)
+    if kind in ("text/plain", "text/x-sh", "application/x-sh") and not encoding:
+        media_type = "text/plain; charset=utf-8"
+    else:
+        # A page or picture in a user's folder must never run or show as if it came from the gateway.
+        media_type = "application/octet-stream"
+    headers = {
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, errors='surrogateescape')}",
+        "Cache-Control": "no-cache",
+    }
+    return Stream(_chunks(content), media_type, attributes.st_size, headers)
+
+
+def _chunks(content: BinaryIO) -> Iterator[bytes]:
+    with content:
+        while chunk := content.read(bundle.CHUNK):
+            yield chunk
+
+
+def delete(call: Call) -> Answer:
+    """Remove a file, or a folder with all that is in it."""
+    call.caller.files.remove(_path(call, call.parameters["filename"]), recursive=True)
+    return {"message": "File deleted."}
+
+
+def list_files(call: Call) -> Answer:
+    """List a folder in the published form."""
+    listing = call.caller.files.listing(_path(call, call.parameters.get("filename") or ""))
+    return {"files": published_listing(listing), "message": "Files in the job folder."}
+
+
+def published_listing(entries: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Entries of a folder as the published gateway lists them: without hidden ones, sizes as text, times without a zone."""
+    letters = {"file": "-", "directory": "d", "symlink": "l"}
+    return [
+        {
+            "group": _group_name(entry["gid"]),
+            "last_modified": datetime.fromtimestamp(entry["mtime"]).strftime("%Y-%m-%dT%H:%M:%S"),
+            "link_target": entry.get("target", ""),
+            "name": entry["name"],
+            "permissions": stat.filemode(entry["mode"])[1:],
+            "size": str(entry["size"]),
+            "type": letters.get(entry["type"], "?"),
+            "user": _user_name(entry["uid"]),
+        }
+        for entry in entries
+        if not entry["name"].startswith(".")
+    ]
+
+
+def _path(call: Call, filename: str) -> str:
+    """The absolute path of a file below a job's folder, or below the root that stands in place of a job."""
+    jobid = call.parameters["jobid"]
+    root = call.caller.files.roots.by_name(jobid)
+    if root is not None:
+        call.caller.files.roots.prepare()
+        base = root.path
+    else:
+        try:
+            base = call.gateway.jobs.get(call.caller.user, jobid).folder
+        except NotFound:
+            names = ", ".join(root.name for root in call.caller.files.roots)
+            raise NotFound(f"you have no job {jobid} on this gateway, nor has it a root of that name ({names})") from None
+    if filename.startswith("/") or ".." in filename.split("/"):
+        raise InvalidRequest(f"{filename!r} is not a path below {base}")
+    return f"{base}/{filename}" if filename else base
+
+
+def _form_name(body: Body) -> str:
+    # The published client sends the whole local path as the part's name.
+    name = PurePosixPath(body.filename or "").name
+    if not name:
+        raise InvalidRequest("an upload needs a name: the parameter filename")
+    return name
+
+
+@lru_cache(maxsize=1024)
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+@lru_cache(maxsize=1024)
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

@@ -1,0 +1,65 @@
+"""Whether the gateway is up, what it is, and who the caller is to it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from aiida_marketplace_hpc import __version__
+from aiida_marketplace_hpc.gateway.jobs import MAX_SCRIPT
+from aiida_marketplace_hpc.gateway.roots import Root
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
+from aiida_marketplace_hpc.protocol import API_VERSION, EXTENSIONS, MAX_JOBIDS, MAX_OPERATIONS, OLDEST_CLIENT
+
+
+def heartbeat(call: Call) -> Answer:
+    """Answer; the text is the published one."""
+    return {"message": "HPC-gateway-App : application running."}
+
+
+def create_user(call: Call) -> Answer:
+    """Register the caller and make their home; may be repeated."""
+    caller = call.caller
+    caller.files.roots.prepare()
+    return {
+        "_id": caller.user.id,
+        "email": caller.user.email,
+        "home": caller.home,
+        "message": "Success: Create user in database.",
+        "name": caller.user.name,
+        "username": caller.user.username,
+    }
+
+
+def get_info(call: Call) -> Answer:
+    """Say everything that a client needs to know before it works with the gateway."""
+    caller, settings = call.caller, call.gateway.settings
+    caller.files.roots.prepare()
+    machine = {**call.gateway.backend.describe(), "name": settings.machine_name, "backend": call.gateway.backend.name}
+    return {
+        "name": settings.name,
+        "version": __version__,
+        "api_version": API_VERSION,
+        "oldest_client": OLDEST_CLIENT,
+        "extensions": list(EXTENSIONS),
+        "machines": [machine],
+        "account_mode": settings.account_mode,
+        "username": caller.user.username,
+        "email": caller.user.email,
+        "home": caller.home,
+        "roots": [_root(root) for root in caller.files.roots],
+        "limits": {"operations": MAX_OPERATIONS, "jobids": MAX_JOBIDS, "script": MAX_SCRIPT},
+    }
+
+
+def _root(root: Root) -> dict[str, Any]:
+    try:
+        free = os.statvfs(root.path)
+    except OSError:
+        return {"name": root.name, "path": root.path, "read_only": root.read_only, "free": None}
+    return {
+        "name": root.name,
+        "path": root.path,
+        "read_only": root.read_only,
+        "free": free.f_bavail * free.f_frsize,
+    }

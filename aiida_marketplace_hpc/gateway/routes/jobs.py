@@ -1,0 +1,94 @@
+"""Creating, launching, asking and cancelling, as published and with what was added."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiida_marketplace_hpc.errors import InvalidRequest, NotSupported
+from aiida_marketplace_hpc.gateway.container import container_script
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
+from aiida_marketplace_hpc.gateway.routes.files import published_listing
+from aiida_marketplace_hpc.protocol import CREATE_FIELDS_ADDED, CREATE_FIELDS_PUBLISHED, JobState
+
+
+def create(call: Call) -> Answer:
+    """Create a job, of a folder and a script in it or, as published, of a container image and a command."""
+    jobs, caller, fields = call.gateway.jobs, call.caller, call.json
+    unknown = sorted(set(fields) - set(CREATE_FIELDS_PUBLISHED) - set(CREATE_FIELDS_ADDED))
+    if unknown:
+        raise InvalidRequest(f"a job has no key {', '.join(unknown)}")
+    machine = _text(fields, "machine")
+    if machine and machine != call.gateway.settings.machine_name:
+        raise InvalidRequest(f"this gateway has the machine {call.gateway.settings.machine_name}, not {machine}")
+    folder, script = _text(fields, "folder"), _text(fields, "script")
+    if folder or script:
+        if not (folder and script):
+            raise InvalidRequest("a job of an existing folder needs both keys, folder and script")
+        job = jobs.create_in_folder(
+            caller.user, folder, script, client_ref=_text(fields, "client_ref"), key=_text(fields, "key")
+        )
+    else:
+        if fields.get("key") is not None:
+            raise NotSupported("a key needs folder and script")
+        caller.files.roots.prepare()
+        published = {name: fields[name] for name in CREATE_FIELDS_PUBLISHED if name in fields}
+        job = jobs.create_with_script(caller.user, caller.home, container_script(published))
+    if fields.get("launch"):
+        job = jobs.launch(caller.user, job)
+    return jobs.as_wire(job)
+
+
+def launch(call: Call) -> Answer:
+    """Submit a job, unless it was."""
+    jobs, caller = call.gateway.jobs, call.caller
+    return jobs.as_wire(jobs.launch(caller.user, jobs.get(caller.user, call.parameters["jobid"])))
+
+
+def state(call: Call) -> Answer:
+    """The files in a job's folder, as published, and how the job is."""
+    jobs, caller = call.gateway.jobs, call.caller
+    job = jobs.get(caller.user, call.parameters["jobid"], fresh=True)
+    return {
+        "files": published_listing(caller.files.listing(job.folder)),
+        "message": "Files in the job folder.",
+        "state": job.state,
+        "job": jobs.as_wire(job),
+    }
+
+
+def cancel(call: Call) -> Answer:
+    """Cancel a job; one that has ended stays as it is."""
+    jobs, caller = call.gateway.jobs, call.caller
+    job = jobs.cancel(jobs.get(caller.user, call.parameters["jobid"]))
+    return {
+        **jobs.as_wire(job),
+        "message": f"Send cancelling signal to job-{job.id}, of f7t job id={job.scheduler_id}",
+    }
+
+
+def list_jobs(call: Call) -> Answer:
+    """The caller's jobs; ``state`` has the two published values, ``job_state`` the whole story."""
+    listed: dict[str, Any] = {}
+    for job in call.gateway.jobs.of_user(call.caller.user):
+        listed[job.id] = {
+            "_id": job.id,
+            "remote_folder": job.folder,
+            "state": "CREATED" if job.job_state is JobState.CREATED else "ACTIVATED",
+            "user_id": job.user_id,
+            "job_state": job.state,
+            "scheduler_id": job.scheduler_id,
+            "name": job.name,
+            "client_ref": job.client_ref,
+        }
+        if job.scheduler_id and job.scheduler_id.isdigit():
+            listed[job.id]["f7t_job_id"] = int(job.scheduler_id)
+    return {"jobs": listed}
+
+
+def _text(fields: Any, name: str) -> str | None:
+    value = fields.get(name)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or "\0" in value or len(value) > 4096:
+        raise InvalidRequest(f"{name} is a text of at most 4096 characters")
+    return value

@@ -1,0 +1,171 @@
+"""``query``: an ordered list of operations in one request, each with its own result or error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, TooLarge
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
+from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATIONS
+
+Fields = Mapping[str, Any]
+_MAX_WAIT = 10.0
+
+
+def query(call: Call) -> Answer:
+    """Carry out the operations in order; with ``stop_on_error`` the list of results ends at the first error."""
+    operations = call.json.get("operations")
+    if not isinstance(operations, list):
+        raise InvalidRequest('a query is {"operations": [{"op": …}, …]}')
+    if len(operations) > MAX_OPERATIONS:
+        raise TooLarge(f"a query has at most {MAX_OPERATIONS} operations, not {len(operations)}")
+    results: list[dict[str, Any]] = []
+    for fields in operations:
+        try:
+            results.append({"ok": True, "result": _run(call, fields)})
+        except GatewayError as exc:
+            results.append({"ok": False, "error": exc.to_wire()})
+            if call.json.get("stop_on_error"):
+                break
+    return {"results": results}
+
+
+def _run(call: Call, fields: Any) -> Any:
+    name = fields.get("op") if isinstance(fields, dict) else None
+    operation = OPERATIONS.get(name) if isinstance(name, str) else None
+    if operation is None:
+        raise InvalidRequest(f"there is no operation {name!r}; there are {', '.join(OPERATIONS)}")
+    allowed = {"op", *operation.required, *operation.optional}
+    missing = [field for field in operation.required if field not in fields]
+    unknown = sorted(set(fields) - allowed)
+    if missing or unknown:
+        problem = f"needs {', '.join(missing)}" if missing else f"has no {', '.join(unknown)}"
+        raise InvalidRequest(f"the operation {name} {problem}")
+    return RUN[operation.name](call, fields)
+
+
+def _text(fields: Fields, name: str) -> str:
+    value = fields[name]
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} is a text, not {value!r}")
+    return value
+
+
+def _flag(fields: Fields, name: str, default: bool = False) -> bool:
+    value = fields.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name} is true or false, not {value!r}")
+    return value
+
+
+def _number(fields: Fields, name: str, default: int = 0) -> int:
+    value = fields.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidRequest(f"{name} is a number, not {value!r}")
+    return value
+
+
+def _stat(call: Call, fields: Fields) -> Any:
+    return call.caller.files.stat(_text(fields, "path"), follow=_flag(fields, "follow"))
+
+
+def _list(call: Call, fields: Fields) -> Any:
+    pattern = _text(fields, "pattern") if fields.get("pattern") is not None else None
+    entries = call.caller.files.listing(_text(fields, "path"), recursive=_flag(fields, "recursive"), pattern=pattern)
+    return {"entries": entries}
+
+
+def _glob(call: Call, fields: Fields) -> Any:
+    return {"paths": call.caller.files.glob(_text(fields, "pattern"))}
+
+
+def _realpath(call: Call, fields: Fields) -> Any:
+    return {"path": call.caller.files.realpath(_text(fields, "path"))}
+
+
+def _mkdir(call: Call, fields: Fields) -> Any:
+    call.caller.files.mkdir(
+        _text(fields, "path"),
+        parents=_flag(fields, "parents"),
+        exist_ok=_flag(fields, "exist_ok"),
+        mode=_number(fields, "mode", 0o777),
+    )
+    return {}
+
+
+def _rename(call: Call, fields: Fields) -> Any:
+    call.caller.files.rename(_text(fields, "path"), _text(fields, "target"))
+    return {}
+
+
+def _copy(call: Call, fields: Fields) -> Any:
+    call.caller.files.copy(
+        _text(fields, "path"),
+        _text(fields, "target"),
+        dereference=_flag(fields, "dereference"),
+        recursive=_flag(fields, "recursive", True),
+    )
+    return {}
+
+
+def _symlink(call: Call, fields: Fields) -> Any:
+    call.caller.files.symlink(_text(fields, "path"), _text(fields, "target"))
+    return {}
+
+
+def _chmod(call: Call, fields: Fields) -> Any:
+    call.caller.files.chmod(_text(fields, "path"), _number(fields, "mode"))
+    return {}
+
+
+def _remove(call: Call, fields: Fields) -> Any:
+    call.caller.files.remove(
+        _text(fields, "path"),
+        directory=_flag(fields, "directory"),
+        recursive=_flag(fields, "recursive"),
+        missing_ok=_flag(fields, "missing_ok"),
+    )
+    return {}
+
+
+def _jobs_states(call: Call, fields: Fields) -> Any:
+    jobids = fields["jobids"]
+    if not isinstance(jobids, list) or not all(isinstance(jobid, str) for jobid in jobids):
+        raise InvalidRequest("jobids is a list of job ids")
+    if len(jobids) > MAX_JOBIDS:
+        raise TooLarge(f"the states of at most {MAX_JOBIDS} jobs can be asked for at once, not of {len(jobids)}")
+    found, unknown = call.gateway.jobs.states(call.caller.user, jobids)
+    return {"jobs": found, "unknown": unknown}
+
+
+def _jobs_show(call: Call, fields: Fields) -> Any:
+    jobs, user, jobid = call.gateway.jobs, call.caller.user, _text(fields, "jobid")
+    deadline = time.monotonic() + min(_number(fields, "wait"), _MAX_WAIT)
+    job = jobs.get(user, jobid, fresh=True)
+    while not job.job_state.final and time.monotonic() < deadline:
+        time.sleep(0.2)
+        job = jobs.get(user, jobid, fresh=True)
+    return {"job": jobs.as_wire(job, accounting=True)}
+
+
+def _jobs_active(call: Call, fields: Fields) -> Any:
+    return {"jobs": call.gateway.jobs.active(call.caller.user)}
+
+
+RUN: dict[str, Callable[[Call, Fields], Any]] = {
+    "stat": _stat,
+    "list": _list,
+    "glob": _glob,
+    "realpath": _realpath,
+    "mkdir": _mkdir,
+    "rename": _rename,
+    "copy": _copy,
+    "symlink": _symlink,
+    "chmod": _chmod,
+    "remove": _remove,
+    "jobs.states": _jobs_states,
+    "jobs.show": _jobs_show,
+    "jobs.active": _jobs_active,
+}

@@ -1,0 +1,131 @@
+"""Running the application as a process: the socket, the signals, the one line that says it is ready."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.supervisors import ChangeReload
+
+import aiida_marketplace_hpc
+from aiida_marketplace_hpc.errors import ConfigurationError
+from aiida_marketplace_hpc.gateway.app import create_app
+from aiida_marketplace_hpc.gateway.config import Settings, load
+from aiida_marketplace_hpc.gateway.service import Gateway
+
+logger = logging.getLogger(__name__)
+
+_GRACE = 10
+"""Seconds that requests under way get when the server is asked to stop."""
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens when it does, and not before."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"listening on http://{shown}:{port}", flush=True)  # noqa: T201 - scripts wait for this line.
+
+
+def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, reload: bool = False) -> None:
+    """Serve until a signal ends it.
+
+    :param flags: with ``config``, what ``settings`` were made of; a process that starts after a change of the code makes
+        them anew.
+    :param reload: start again in a new process whenever the code of this package changes.
+    :raises ConfigurationError: if the address is taken, the state folder cannot be written, or a setting does not fit.
+    """
+    _log_to_stderr()
+    state = settings.state.expanduser().absolute()
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (state / ".writable").touch()
+    except OSError as exc:
+        raise ConfigurationError(
+            f"the state folder {state} cannot be written ({exc.strerror}): give --state DIR"
+        ) from exc
+    listener = _listen(settings.host, settings.port)
+    for line in _welcome(settings):
+        logger.info("%s", line)
+    with listener:
+        if reload:
+            package = Path(aiida_marketplace_hpc.__file__).parent
+            watched = uvicorn.Config(
+                "aiida_marketplace_hpc.gateway.app:create_app", reload=True, reload_dirs=[str(package)]
+            )
+            ChangeReload(watched, target=_Reloaded(flags, config).run, sockets=[listener]).run()
+        else:
+            run(settings, [listener])
+
+
+def run(settings: Settings, sockets: list[socket.socket]) -> None:
+    """Run the application on a socket that is listening already."""
+    config = uvicorn.Config(
+        create_app(Gateway(settings)),
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE,
+        lifespan="on",
+    )
+    _Server(config).run(sockets=sockets)
+
+
+class _Reloaded:
+    """What the process that is started after a change does; it travels there by pickle."""
+
+    def __init__(self, flags: dict[str, Any], config: Path | None) -> None:
+        self._flags = flags
+        self._config = config
+
+    def run(self, sockets: list[socket.socket] | None) -> None:
+        _log_to_stderr()
+        run(load(self._flags, self._config), sockets or [])
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            # Listening from here on: who reads the address may connect before the application is up, and waits.
+            listener.listen(1024)
+        except OSError:
+            listener.close()
+            raise
+        return listener
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise ConfigurationError(
+            f"cannot listen on {host}, port {port}: {reason}; choose another with --port (0: any free one) or --host"
+        ) from exc
+
+
+def _welcome(settings: Settings) -> Sequence[str]:
+    roots = ", ".join(
+        f"{root.name}={root.template}{' (read-only)' if root.read_only else ''}" for root in settings.roots
+    )
+    accounts = {
+        "own": "own: one person, who also runs the gateway",
+        "shared": "shared: jobs of all users run under this one Unix account and can reach whatever it can",
+    }
+    return (
+        f"backend {settings.backend}, roots {roots}",
+        f"cluster account {accounts[settings.account_mode]}",
+        "development tokens are in use: for trials and for one's own machine, not for the internet",
+    )

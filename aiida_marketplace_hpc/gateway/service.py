@@ -1,0 +1,111 @@
+"""The gateway as one object: what is made of the settings, what runs in the background, and what a caller may use."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+
+from aiida_marketplace_hpc.errors import ConfigurationError
+from aiida_marketplace_hpc.gateway.auth import Authenticator, DevelopmentTokens
+from aiida_marketplace_hpc.gateway.backends.base import Backend
+from aiida_marketplace_hpc.gateway.config import Settings
+from aiida_marketplace_hpc.gateway.files import Files
+from aiida_marketplace_hpc.gateway.jobs import Jobs
+from aiida_marketplace_hpc.gateway.ledger import Ledger, User
+from aiida_marketplace_hpc.gateway.roots import Root, Roots
+from aiida_marketplace_hpc.gateway.watch import Watch
+
+logger = logging.getLogger(__name__)
+
+_RECONCILE_INTERVAL = 2.0
+_POLL_INTERVAL = {"local": 0.5, "slurm": 2.0}
+"""Seconds; with Slurm one ``squeue`` (and, when a job ends, one ``sacct``) in that time, whatever the number of users."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, and what is theirs."""
+
+    user: User
+    files: Files
+
+    @cached_property
+    def home(self) -> str:
+        """The absolute path of the caller's home on the cluster."""
+        root = self.files.roots.by_name("home")
+        assert root is not None  # noqa: S101 - config.Settings always makes one.
+        return root.path
+
+
+class Gateway:
+    """A gateway, apart from HTTP.
+
+    :param settings: checked settings.
+    :param backend: replaces the one that the settings name.
+    """
+
+    def __init__(self, settings: Settings, backend: Backend | None = None) -> None:
+        self.settings = settings
+        self.ledger = Ledger(settings.database_url)
+        self.backend = backend or _backend(settings)
+        self.watch = Watch(
+            self.ledger, self.backend, settings.poll_interval or _POLL_INTERVAL.get(self.backend.name, 2.0)
+        )
+        self.jobs = Jobs(self.ledger, self.backend, self.watch, self.files_of, machine=settings.machine_name)
+        self.authenticator: Authenticator = DevelopmentTokens(settings.dev_token)
+        self._stopping = threading.Event()
+        self._reconciler = threading.Thread(target=self._reconcile, name="reconcile", daemon=True)
+
+    def start(self) -> None:
+        """Bring the database up to date and start what runs in the background."""
+        self.ledger.migrate()
+        self.backend.start()
+        self._reconciler.start()
+
+    def stop(self) -> None:
+        """Stop the background; jobs go on."""
+        self._stopping.set()
+        self._reconciler.join(timeout=10)
+        self.jobs.close()
+        self.backend.stop()
+        self.ledger.close()
+
+    def caller(self, token: str) -> Caller:
+        """Whose token it is; a new user is registered.
+
+        :raises Unauthorized: if it is nobody's.
+        """
+        user = self.ledger.user_of(self.authenticator.identify(token))
+        return Caller(user, self.files_of(user))
+
+    def files_of(self, user: User) -> Files:
+        """What a user can do with files."""
+        return Files(
+            Roots([Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots])
+        )
+
+    def _reconcile(self) -> None:
+        while True:
+            try:
+                self.jobs.reconcile()
+            except Exception:
+                logger.exception("the reconciler stumbled and goes on")
+            if self._stopping.wait(_RECONCILE_INTERVAL):
+                return
+
+
+def _backend(settings: Settings) -> Backend:
+    if settings.backend == "local":
+        from aiida_marketplace_hpc.gateway.backends.local import LocalBackend
+
+        return LocalBackend(
+            settings.state.expanduser().absolute() / "local", slots=settings.slots or os.cpu_count() or 1
+        )
+    if settings.backend == "slurm":
+        from aiida_marketplace_hpc.gateway.backends.slurm import SlurmBackend
+
+        return SlurmBackend()
+    raise ConfigurationError(f"backend {settings.backend} is not available in this version; use local or slurm")
