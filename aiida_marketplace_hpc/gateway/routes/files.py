@@ -108,8 +108,11 @@ def _path(call: Call, filename: str) -> str:
             base = call.gateway.jobs.get(call.caller.user, jobid).folder
         except NotFound:
             names = ", ".join(root.name for root in call.caller.files.roots)
-            raise NotFound(f"you have no job {jobid} on this gateway, nor has it a root of that name ({names})") from None
-    if filename.startswith("/") or ".." in filename.split("/"):
+            raise NotFound(
+                f"you have no job {jobid} on this gateway, nor has it a root of that name ({names})"
+            ) from None
+    # Below a root '..' is resolved on the way, where links count; a job's folder is not left at all.
+    if filename.startswith("/") or (root is None and ".." in filename.split("/")):
         raise InvalidRequest(f"{filename!r} is not a path below {base}")
     return f"{base}/{filename}" if filename else base
 

@@ -1,0 +1,209 @@
+"""AiiDA's scheduler: the job script as for Slurm, the job's life through the gateway."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from pathlib import PurePath
+from typing import Any
+
+from aiida.engine import ExitCode
+from aiida.schedulers import SchedulerError
+from aiida.schedulers.datastructures import JobInfo, JobState
+from aiida.schedulers.plugins.slurm import SlurmScheduler
+
+from aiida_marketplace_hpc import protocol
+from aiida_marketplace_hpc.errors import (
+    ConfigurationError,
+    GatewayError,
+    MarketplaceHpcError,
+    SubmissionRefused,
+    Unauthorized,
+)
+from aiida_marketplace_hpc.transport import Connection, MarketplaceHpcTransport
+
+EXIT_REFUSED = 130
+"""The exit status of a calculation whose job the scheduler refused for good; aiida-core has none for that."""
+EXIT_INVALID_ACCOUNT = 131
+"""aiida-core's own ``ERROR_SCHEDULER_INVALID_ACCOUNT``."""
+_WAIT_FOR_END = 10
+"""Seconds that the detailed information of a job waits for its whole accounting record."""
+
+_STATES = {
+    protocol.JobState.CREATED: JobState.QUEUED,
+    protocol.JobState.SUBMITTING: JobState.QUEUED,
+    protocol.JobState.QUEUED: JobState.QUEUED,
+    protocol.JobState.HELD: JobState.QUEUED_HELD,
+    protocol.JobState.RUNNING: JobState.RUNNING,
+    protocol.JobState.SUSPENDED: JobState.SUSPENDED,
+}
+
+
+class MarketplaceHpcScheduler(SlurmScheduler):
+    """Support for schedulers behind an HPC gateway (Slurm, or the gateway's own).
+
+    Resources and the script's header are those of aiida-core's Slurm plugin. The job id is the gateway's.
+    """
+
+    _logger = SlurmScheduler._logger.parent.getChild("marketplace_hpc")
+
+    # What the gateway last said about each job, for the polls that it does not answer.
+    _last_known: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - shared on purpose: AiiDA makes a scheduler for each poll.
+
+    @property
+    def _connection(self) -> Connection:
+        transport = self.transport
+        if not isinstance(transport, MarketplaceHpcTransport):
+            raise SchedulerError(
+                f"the scheduler marketplace_hpc works with the transport marketplace_hpc only, not with {transport}"
+            )
+        return transport.connection
+
+    def submit_job(self, working_directory: str, filename: str) -> str | ExitCode:
+        """Create and launch the job in one request, and return the gateway's id for it.
+
+        May be repeated: the gateway knows the folder and the script, and answers with the same job.
+
+        :returns: an exit code, with the scheduler's own words, for a job that it refuses for good.
+        """
+        connection = self._connection
+        try:
+            job = connection.off_loop.run_blocking_to_the_end(
+                connection.gateway.submit,
+                str(working_directory),
+                filename,
+                client_ref=calculation_uuid(working_directory),
+            )
+        except SubmissionRefused as exc:
+            return refusal(exc.message)
+        return str(job["jobid"])
+
+    def get_jobs(self, jobs: list[str] | None = None, user: str | None = None, as_dict: bool = False) -> Any:
+        """The state of the given jobs, or the caller's active ones, in one request.
+
+        There is an entry for *every* id that was asked for: AiiDA reads a missing one as "done". What cannot be known now is
+        ``UNDETERMINED``, with the last known state and the reason in ``raw_data``, and AiiDA goes on asking.
+
+        :raises MarketplaceHpcError: only for what a person must mend, such as a token that is refused.
+        """
+        connection = self._connection
+        infos: dict[str, JobInfo] = {}
+        if jobs is None:
+            for document in connection.off_loop.run_blocking(connection.gateway.active_jobs):
+                infos[document["jobid"]] = job_info(document)
+        else:
+            infos = self._states(connection, [str(job) for job in jobs])
+        return infos if as_dict else list(infos.values())
+
+    def _states(self, connection: Connection, jobids: list[str]) -> dict[str, JobInfo]:
+        reason = "the gateway knows no such job of yours"
+        try:
+            known = connection.off_loop.run_blocking(connection.gateway.job_states, jobids)["jobs"]
+        except (ConfigurationError, Unauthorized):
+            raise
+        except MarketplaceHpcError as exc:
+            known, reason = {}, str(exc)
+        infos = {}
+        for jobid in jobids:
+            document = known.get(jobid)
+            if document is None:
+                infos[jobid] = undetermined(jobid, reason, self._last_known.get(jobid))
+                continue
+            infos[jobid] = job_info(document)
+            if document["final"]:
+                self._last_known.pop(jobid, None)
+            else:
+                self._last_known[jobid] = document
+        return infos
+
+    def kill_job(self, jobid: str) -> bool:
+        """Cancel a job; ``True`` also for one that has ended. May be repeated."""
+        connection = self._connection
+        try:
+            connection.off_loop.run_blocking(connection.gateway.cancel_job, str(jobid))
+        except GatewayError as exc:
+            if exc.retryable or isinstance(exc, Unauthorized):
+                raise
+            self.logger.error("job %s could not be cancelled: %s", jobid, exc)
+            return False
+        return True
+
+    def get_detailed_job_info(self, job_id: str) -> dict[str, Any]:
+        """The job with its accounting, in the form that ``parse_output`` reads.
+
+        :returns: ``retval``, ``stdout`` and ``stderr`` as of ``sacct --parsable``, and beside them ``job``, what the gateway
+            knows, and ``gateway``, its address.
+        """
+        connection = self._connection
+        job = connection.off_loop.run_blocking(connection.gateway.show_job, str(job_id), _WAIT_FOR_END)
+        accounting = job.pop("accounting", None) or {}
+        columns = accounting.get("columns") or ["JobID", "State"]
+        rows = accounting.get("rows") or [[job["scheduler_id"] or job_id, job["scheduler_state"] or job["state"]]]
+        return {
+            "retval": 0,
+            "stdout": "\n".join("|".join(line) for line in [columns, *rows]),
+            "stderr": "",
+            "gateway": connection.gateway.url,
+            "job": job,
+        }
+
+    def parse_output(
+        self, detailed_job_info: Any = None, stdout: str | None = None, stderr: str | None = None
+    ) -> ExitCode | None:
+        """The exit code that follows from how the job ended, if one does."""
+        job = (detailed_job_info or {}).get("job") or {}
+        if job.get("state") == protocol.JobState.REFUSED.value:
+            return refusal(job.get("message") or "the scheduler refused the job")
+        exit_code: ExitCode | None = super().parse_output(detailed_job_info, stdout, stderr)
+        return exit_code
+
+
+def refusal(words: str) -> ExitCode:
+    """The exit code of a job that the scheduler refuses for good."""
+    status = EXIT_INVALID_ACCOUNT if "invalid account" in words.lower() else EXIT_REFUSED
+    return ExitCode(status, f"The scheduler refused the job: {words}", invalidates_cache=True)
+
+
+def calculation_uuid(working_directory: str) -> str | None:
+    """The UUID of the calculation that a working directory belongs to: AiiDA makes the path's last three parts of it."""
+    text = "".join(PurePath(working_directory).parts[-3:])
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        return None
+
+
+def job_info(document: dict[str, Any]) -> JobInfo:
+    """What the gateway says about a job, in AiiDA's terms; everything it says is in ``raw_data``."""
+    info = JobInfo()
+    info.job_id = document["jobid"]
+    info.job_state = JobState.DONE if document["final"] else _STATES[protocol.JobState(document["state"])]
+    info.job_substate = document["scheduler_state"]
+    info.annotation = document["reason"] or document["message"]
+    info.title = document["name"]
+    info.queue_name = document["partition"]
+    info.account = document["account"]
+    info.exit_status = document["exit_code"]
+    info.terminating_signal = document["signal"]
+    info.allocated_machines_raw = document["nodes"]
+    info.requested_wallclock_time_seconds = document["time_limit"]
+    info.wallclock_time_seconds = None if document["elapsed"] is None else int(document["elapsed"])
+    info.submission_time = _moment(document["submitted_at"])
+    info.dispatch_time = _moment(document["started_at"])
+    info.finish_time = _moment(document["ended_at"])
+    info.raw_data = document
+    return info
+
+
+def undetermined(jobid: str, reason: str, last_known: dict[str, Any] | None) -> JobInfo:
+    """The entry of a job about which nothing can be known now."""
+    info = JobInfo()
+    info.job_id = jobid
+    info.job_state = JobState.UNDETERMINED
+    info.annotation = reason
+    info.raw_data = {"reason": reason, "last_known": last_known}
+    return info
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)

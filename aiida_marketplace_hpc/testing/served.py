@@ -1,0 +1,75 @@
+"""A gateway served over real HTTP from a thread of the test's own process: quick to start, every fault within reach."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import uvicorn
+
+from aiida_marketplace_hpc.gateway.app import create_app
+from aiida_marketplace_hpc.gateway.backends.base import Backend
+from aiida_marketplace_hpc.gateway.config import load
+from aiida_marketplace_hpc.gateway.service import Gateway
+
+ALICE, BOB = "alice.a@example.org", "bob@example.org"
+TOKENS = {ALICE: "token-of-alice", BOB: "token-of-bob"}
+
+
+class ServedGateway:
+    """A gateway on a free port of the loopback address; a context manager.
+
+    :param folder: for everything that it keeps: state, homes, access log.
+    :param settings: what else to set, by the names of :class:`~aiida_marketplace_hpc.gateway.config.Settings`.
+    """
+
+    def __init__(self, folder: Path, backend: Backend, **settings: Any) -> None:
+        self.access_log = folder / "access.jsonl"
+        flags: dict[str, Any] = {
+            "state": folder / "state",
+            "home": str(folder / "home" / "{username}"),
+            "dev_token": TOKENS,
+            "access_log": self.access_log,
+            "poll_interval": 0.05,
+            **settings,
+        }
+        self.gateway = Gateway(load(flags), backend)
+        self._server = uvicorn.Server(
+            uvicorn.Config(create_app(self.gateway), log_config=None, access_log=False, lifespan="on")
+        )
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+
+    @property
+    def url(self) -> str:
+        """The gateway's address."""
+        return "http://{}:{}".format(*self._socket.getsockname())
+
+    def requests(self) -> list[dict[str, Any]]:
+        """The requests that were served, as the access log has them; complete once :meth:`stop` was called."""
+        return [json.loads(line) for line in self.access_log.read_text().splitlines()]
+
+    def __enter__(self) -> ServedGateway:
+        self._thread.start()
+        deadline = time.monotonic() + 20
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise RuntimeError("the gateway did not start")
+            time.sleep(0.01)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End it, with all its threads; may be repeated."""
+        self._server.should_exit = True
+        self._thread.join(timeout=20)
+        self._socket.close()

@@ -1,0 +1,360 @@
+"""AiiDA's transport: every file operation on the cluster through the gateway."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+from aiida.common.exceptions import InvalidOperation
+from aiida.transports.transport import AsyncTransport, validate_positive_number
+
+from aiida_marketplace_hpc.client.auth import TokenSource
+from aiida_marketplace_hpc.client.files import RemoteDisk
+from aiida_marketplace_hpc.client.gateway import HpcGateway
+from aiida_marketplace_hpc.client.routes import DirectRoute
+from aiida_marketplace_hpc.errors import ConfigurationError
+from aiida_marketplace_hpc.offloop import OffLoop
+
+DEFAULT_TOKEN_SOURCE = "env:MP_ACCESS_TOKEN"  # noqa: S105 - where the token is, not the token.
+DEFAULT_MAX_IO = 8
+MACHINE = "gateway_machine"
+"""The key under which the parameter ``machine`` is stored: AiiDA itself passes the computer's host name to every transport
+as ``machine``, so that a stored parameter of that name would make it fail."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One gateway as one AiiDA process uses it; shared by all transports with the same parameters.
+
+    Shared, because AiiDA makes a transport for each batch of tasks, and connections, tokens and what the gateway says about
+    itself outlive those.
+    """
+
+    gateway: HpcGateway
+    disk: RemoteDisk
+    off_loop: OffLoop
+
+
+_connections: dict[tuple[Any, ...], Connection] = {}
+_connections_lock = threading.Lock()
+
+
+def connection(url: str, app_id: str, machine: str, token_source: str, max_io_allowed: int) -> Connection:
+    """The connection for these parameters; making one does not touch the network."""
+    key = (url, app_id, machine, token_source, max_io_allowed)
+    with _connections_lock:
+        if key not in _connections:
+            gateway = HpcGateway(url, app_id=app_id, token_source=token_source, machine=machine)
+            _connections[key] = Connection(gateway, RemoteDisk(gateway), OffLoop(max_io_allowed))
+        return _connections[key]
+
+
+def _checked(check: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    def callback(_: click.Context, __: click.Parameter, value: Any) -> Any:
+        if value is not None:
+            try:
+                check(str(value))
+            except ConfigurationError as exc:
+                raise click.BadParameter(exc.message) from exc
+        return value
+
+    return callback
+
+
+def _store_machine(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    ctx.params[MACHINE] = value or ""
+
+
+def _empty_if_none(_: click.Context, __: click.Parameter, value: str | None) -> str:
+    return value or ""
+
+
+def _unprompted(default: Any) -> dict[str, Any]:
+    """An option that is accepted but not asked for."""
+    return {
+        "default": default,
+        "non_interactive_default": True,
+        "prompt_fn": lambda _: False,
+        "callback": lambda _, __, value: default if value is None else value,
+    }
+
+
+def _in_pool(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """The asynchronous form of an operation; the synchronous one is found through its attribute ``operation``."""
+
+    async def method(self: MarketplaceHpcTransport, *args: Any, **kwargs: Any) -> Any:
+        return await self.connection.off_loop.run(operation, self.connection.disk, *args, **kwargs)
+
+    method.operation = operation  # type: ignore[attr-defined]
+    method.__name__ = f"{operation.__name__}_async"
+    method.__doc__ = operation.__doc__
+    return method
+
+
+class MarketplaceHpcTransport(AsyncTransport):
+    """Support for clusters that can be reached only through an HPC gateway: HTTPS and a token instead of SSH.
+
+    Paths are absolute paths on the cluster below one of the gateway's roots. There is no shell: ``exec_command_wait`` raises
+    :class:`NotImplementedError`.
+
+    :param url: the gateway's address, or with ``app_id`` the MarketPlace platform's.
+    :param app_id: the gateway's application id on the platform; empty: talk to the gateway directly.
+    :param token_source: where the token is: ``env:NAME``, ``file:PATH``, ``command:CMD``. The token itself is never stored.
+    :param max_io_allowed: how many requests may be under way at once.
+    """
+
+    DEFAULT_MINIMUM_JOB_POLL_INTERVAL = 2.0
+    """Seconds. A poll is one request whatever the number of jobs, and the gateway asks the scheduler once for everybody."""
+    _DEFAULT_SAFE_OPEN_INTERVAL = 0.0
+
+    _valid_auth_options: ClassVar[list[tuple[str, dict[str, Any]]]] = [
+        (
+            "url",
+            {
+                "type": str,
+                "prompt": "Gateway address (URL)",
+                "help": "The gateway's address, such as https://hpc.example.org; with an app id, the platform's.",
+                "callback": _checked(DirectRoute),
+            },
+        ),
+        (
+            "app_id",
+            {
+                "type": str,
+                "default": "",
+                "prompt": "MarketPlace app id (empty: no platform in between)",
+                "help": "The gateway's application id on the MarketPlace, if it is reached through the platform's proxy.",
+                "non_interactive_default": True,
+                "callback": _empty_if_none,
+            },
+        ),
+        (
+            "machine",
+            {
+                "type": str,
+                "default": "",
+                "prompt": "Machine (empty: the gateway's only or default one)",
+                "help": "The system to use, of a gateway that has several.",
+                "non_interactive_default": True,
+                "callback": _store_machine,
+                "expose_value": False,
+            },
+        ),
+        (
+            "token_source",
+            {
+                "type": str,
+                "default": DEFAULT_TOKEN_SOURCE,
+                "prompt": "Where the access token is (env:NAME, file:PATH or command:CMD)",
+                "help": "Never the token itself. env:NAME reads an environment variable (of the daemon, too: set it before "
+                "the daemon is started), file:PATH a file that only you can read, command:CMD the output of a program.",
+                "non_interactive_default": True,
+                "callback": _checked(TokenSource.parse),
+            },
+        ),
+        (
+            "max_io_allowed",
+            {
+                "type": int,
+                "default": DEFAULT_MAX_IO,
+                "prompt": "Requests at once",
+                "help": "The greatest number of requests that one process has under way at the same time.",
+                "non_interactive_default": True,
+                "callback": validate_positive_number,
+            },
+        ),
+    ]
+    _common_auth_options: ClassVar[list[tuple[str, dict[str, Any]]]] = [
+        (
+            "use_login_shell",
+            {"switch": True, "help": "Has no meaning here: there is no shell.", **_unprompted(False)},
+        ),
+        (
+            "safe_interval",
+            {"type": float, "help": "Seconds between opening connections; HTTP needs none.", **_unprompted(0.0)},
+        ),
+    ]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("use_login_shell", False)
+        super().__init__(*args, **{key: value for key, value in kwargs.items() if value is not None})
+        self._parameters: dict[str, Any] = {
+            "url": kwargs.get("url") or "",
+            "app_id": kwargs.get("app_id") or "",
+            "machine": kwargs.get(MACHINE) or "",
+            "token_source": kwargs.get("token_source") or DEFAULT_TOKEN_SOURCE,
+            "max_io_allowed": int(kwargs.get("max_io_allowed") or DEFAULT_MAX_IO),
+        }
+
+    @classmethod
+    def get_valid_auth_params(cls) -> list[str]:
+        """The names under which parameters are stored; see :data:`MACHINE`."""
+        return [MACHINE if name == "machine" else name for name in cls.auth_options]
+
+    @classmethod
+    def _get_machine_suggestion_string(cls, computer: Any) -> str:
+        return str(computer.get_configuration().get(MACHINE) or "")
+
+    def __str__(self) -> str:
+        return f"marketplace_hpc [{'OPEN' if self._is_open else 'CLOSED'}] {self._parameters['url']}"
+
+    @property
+    def connection(self) -> Connection:
+        """What this transport works with.
+
+        :raises ConfigurationError: if the computer's parameters make no sense.
+        """
+        if not self._parameters["url"]:
+            raise ConfigurationError("this computer has no gateway: run verdi computer configure marketplace_hpc LABEL")
+        return connection(**self._parameters)
+
+    @property
+    def max_io_allowed(self) -> int:
+        return int(self._parameters["max_io_allowed"])
+
+    def run_command_blocking(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Make the call behind one of the asynchronous methods from synchronous code, wherever that runs."""
+        operation = func.operation  # type: ignore[attr-defined]
+        return self.connection.off_loop.run_blocking(operation, self.connection.disk, *args, **kwargs)
+
+    # Opening costs nothing: connections are made by the first request that needs one.
+
+    def open(self) -> MarketplaceHpcTransport:
+        """Open the transport.
+
+        :raises InvalidOperation: if it is open.
+        :raises ConfigurationError: if the computer's parameters make no sense.
+        """
+        if self._is_open:
+            raise InvalidOperation("Cannot open the transport twice")
+        _ = self.connection
+        self._is_open: bool = True
+        return self
+
+    def close(self) -> None:
+        """Close the transport.
+
+        :raises InvalidOperation: if it is closed.
+        """
+        if not self._is_open:
+            raise InvalidOperation("Cannot close the transport: it is already closed")
+        self._is_open = False
+
+    async def open_async(self) -> MarketplaceHpcTransport:
+        """Open the transport."""
+        return self.open()
+
+    async def close_async(self) -> None:
+        """Close the transport."""
+        self.close()
+
+    chmod_async = _in_pool(RemoteDisk.chmod)
+    copy_async = _in_pool(RemoteDisk.copy)
+    copyfile_async = _in_pool(RemoteDisk.copyfile)
+    copytree_async = _in_pool(RemoteDisk.copytree)
+    get_async = _in_pool(RemoteDisk.get)
+    getfile_async = _in_pool(RemoteDisk.getfile)
+    gettree_async = _in_pool(RemoteDisk.gettree)
+    get_attribute_async = _in_pool(RemoteDisk.get_attribute)
+    get_mode_async = _in_pool(RemoteDisk.get_mode)
+    glob_async = _in_pool(RemoteDisk.glob)
+    iglob_async = _in_pool(RemoteDisk.iglob)
+    isdir_async = _in_pool(RemoteDisk.isdir)
+    isfile_async = _in_pool(RemoteDisk.isfile)
+    listdir_async = _in_pool(RemoteDisk.listdir)
+    listdir_withattributes_async = _in_pool(RemoteDisk.listdir_withattributes)
+    makedirs_async = _in_pool(RemoteDisk.makedirs)
+    mkdir_async = _in_pool(RemoteDisk.mkdir)
+    normalize_async = _in_pool(RemoteDisk.normalize)
+    path_exists_async = _in_pool(RemoteDisk.path_exists)
+    put_async = _in_pool(RemoteDisk.put)
+    putfile_async = _in_pool(RemoteDisk.putfile)
+    puttree_async = _in_pool(RemoteDisk.puttree)
+    remove_async = _in_pool(RemoteDisk.remove)
+    rename_async = _in_pool(RemoteDisk.rename)
+    rmdir_async = _in_pool(RemoteDisk.rmdir)
+    rmtree_async = _in_pool(RemoteDisk.rmtree)
+    symlink_async = _in_pool(RemoteDisk.symlink)
+    whoami_async = _in_pool(RemoteDisk.whoami)
+
+    def iglob(self, pathname: Any) -> Any:
+        """Iterate over the paths that match a pattern."""
+        return self.run_command_blocking(self.iglob_async, pathname)
+
+    async def compress_async(self, *args: Any, **kwargs: Any) -> None:
+        """Not available in this version."""
+        raise NotImplementedError(
+            "the gateway cannot make archives yet: stash with the mode `copy` instead of a compressed one"
+        )
+
+    async def extract_async(self, *args: Any, **kwargs: Any) -> None:
+        """Not available in this version."""
+        raise NotImplementedError("the gateway cannot unpack archives yet: unpack them in a calculation job")
+
+    def compress(self, *args: Any, **kwargs: Any) -> None:
+        """Not available in this version."""
+        raise NotImplementedError(
+            "the gateway cannot make archives yet: stash with the mode `copy` instead of a compressed one"
+        )
+
+    def extract(self, *args: Any, **kwargs: Any) -> None:
+        """Not available in this version."""
+        raise NotImplementedError("the gateway cannot unpack archives yet: unpack them in a calculation job")
+
+    async def copy_from_remote_to_remote_async(
+        self, transportdestination: Any, remotesource: Any, remotedestination: Any, **kwargs: Any
+    ) -> None:
+        """Copy files to another computer, by way of this one."""
+        dereference = kwargs.pop("dereference", True)
+        with tempfile.TemporaryDirectory() as folder:
+            await self.get_async(remotesource, folder, dereference=dereference)
+            # One entry may be renamed on arrival, several need a folder there.
+            names = os.listdir(folder)
+            for name in names:
+                await transportdestination.put_async(os.path.join(folder, name), remotedestination, **kwargs)
+
+    def copy_from_remote_to_remote(
+        self, transportdestination: Any, remotesource: Any, remotedestination: Any, **kwargs: Any
+    ) -> None:
+        """Copy files to another computer, by way of this one."""
+        dereference = kwargs.pop("dereference", True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.get(remotesource, folder, dereference=dereference)
+            for name in os.listdir(folder):
+                transportdestination.put(os.path.join(folder, name), remotedestination, **kwargs)
+
+    def exec_command_wait(self, *args: Any, **kwargs: Any) -> Any:
+        """There is no shell on a gateway.
+
+        :raises NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "a gateway runs jobs, not commands: use the transport's file methods, or submit a calculation job "
+            "(aiida-shell: launch_shell_job with an absolute path or resolve_command=False)"
+        )
+
+    async def exec_command_wait_async(self, *args: Any, **kwargs: Any) -> Any:
+        """There is no shell on a gateway.
+
+        :raises NotImplementedError: always.
+        """
+        return self.exec_command_wait(*args, **kwargs)
+
+    def gotocomputer_command(self, remotedir: Any = None) -> str:
+        """A command that lists the folder; there is no shell to go to."""
+        program = shutil.which("marketplace-hpc", path=str(Path(sys.executable).parent)) or "marketplace-hpc"
+        parameters = self._parameters
+        words = [program, "--url", parameters["url"], "--token-source", parameters["token_source"]]
+        if parameters["app_id"]:
+            words += ["--app-id", parameters["app_id"]]
+        folder = str(remotedir) if remotedir else str(self.run_command_blocking(self.normalize_async, "."))
+        return shlex.join([*words, "file", "list", folder])

@@ -1,0 +1,67 @@
+"""Settings: one precedence, and messages that name the setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiida_marketplace_hpc.errors import ConfigurationError
+from aiida_marketplace_hpc.gateway.config import RootTemplate, load
+
+TOKENS = {"alice": "token-of-alice", "bob": "token-of-bob"}
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text('port = 1\nname = "from the file"\nmachine = "from the file"\n')
+    monkeypatch.setenv("MARKETPLACE_HPC_PORT", "2")
+    monkeypatch.setenv("MARKETPLACE_HPC_NAME", "from the environment")
+    settings = load({"port": 3}, file)
+    assert (settings.port, settings.name, settings.machine) == (3, "from the environment", "from the file")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"home": "relative"}, "home"),
+        ({"home": "/home/../etc"}, "home"),
+        ({"home": "/home/{user}"}, "username"),
+        ({"home": "/shared", "dev_token": TOKENS}, "--allow-shared-home"),
+        ({"home": "/shared"}, "--allow-shared-home"),
+        ({"backend": "slurm"}, "--home"),
+        ({"root": ("Scratch=/x",)}, "root"),
+        ({"root": ("scratch=x",)}, "root"),
+        ({"root": ("home=/x",)}, "root"),
+        ({"root": ("a=/x", "a=/y")}, "root"),
+        ({"port": 70000}, "port"),
+        ({"nonsense": 1}, "nonsense"),
+    ],
+)
+def test_what_makes_no_sense_is_named(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load(flags)
+
+
+def test_a_shared_home_is_allowed_for_one_user_or_on_demand() -> None:
+    assert load({"home": "/own", "dev_token": {"alice": "token-of-alice"}}).account_mode == "own"
+    assert load({"home": "/shared", "dev_token": TOKENS, "allow_shared_home": True}).account_mode == "shared"
+
+
+def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"gone\.toml"):
+        load({}, tmp_path / "gone.toml")
+    (tmp_path / "broken.toml").write_text("port = = 1")
+    with pytest.raises(ConfigurationError, match=r"broken\.toml"):
+        load({}, tmp_path / "broken.toml")
+
+
+def test_roots_are_read_only_on_demand() -> None:
+    assert RootTemplate.parse("sw=/opt/sw:ro") == RootTemplate("sw", "/opt/sw", True)
+    assert RootTemplate.parse("scratch=/s/{username}").path_for("alice") == "/s/alice"
+
+
+def test_tokens_do_not_show() -> None:
+    settings = load({"dev_token": TOKENS})
+    assert "token-of" not in repr(settings)

@@ -1,0 +1,330 @@
+"""Jobs: one submission whatever is repeated, lost or killed; never an end that did not happen."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from aiida_marketplace_hpc.errors import Conflict, NotFound, SubmissionRefused, Unavailable
+from aiida_marketplace_hpc.gateway import jobs as jobs_module
+from aiida_marketplace_hpc.gateway.auth import Identity
+from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, Submission, Unknown
+from aiida_marketplace_hpc.gateway.ledger import Job, User
+from aiida_marketplace_hpc.gateway.service import Gateway
+from aiida_marketplace_hpc.protocol import JobState
+from aiida_marketplace_hpc.testing.backend import FakeBackend
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> list[timedelta]:
+    """Time that has passed, for the jobs' clock: append to it."""
+    passed: list[timedelta] = []
+
+    def now() -> datetime:
+        return datetime.now(timezone.utc) + sum(passed, timedelta())
+
+    monkeypatch.setattr(jobs_module, "utc_now", now)
+    return passed
+
+
+def launch(gateway: Gateway, user: User, folder: str, **options: str) -> Job:
+    return gateway.jobs.launch(user, gateway.jobs.create_in_folder(user, folder, "run.sh", **options))
+
+
+def current(gateway: Gateway, job: Job) -> Job:
+    return gateway.jobs.get(gateway.ledger.user(job.user_id), job.id, fresh=True)
+
+
+def rewrite(gateway: Gateway, user: User, folder: str, text: bytes) -> None:
+    left = [text]
+    gateway.files_of(user).write(f"{folder}/run.sh", lambda _: left.pop() if left else b"")
+
+
+def test_the_same_folder_and_script_is_the_same_job(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    first = launch(gateway, alice, folder)
+    second = launch(gateway, alice, folder)
+    assert first.id == second.id
+    assert len(backend.submissions) == 1
+    assert backend.submissions[0].script_text == b"#!/bin/sh\necho done\n"
+
+
+def test_many_at_once_submit_once(gateway: Gateway, backend: FakeBackend, alice: User, folder: str) -> None:
+    started = threading.Barrier(8)
+    ids: list[str] = []
+
+    def go() -> None:
+        started.wait()
+        ids.append(launch(gateway, alice, folder).id)
+
+    threads = [threading.Thread(target=go) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ids) == 8
+    assert len(set(ids)) == 1
+    assert len(backend.submissions) == 1
+
+
+def test_another_script_in_the_folder_of_a_living_job_is_a_conflict(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    job = launch(gateway, alice, folder)
+    rewrite(gateway, alice, folder, b"#!/bin/sh\necho other\n")
+    with pytest.raises(Conflict, match=job.id):
+        launch(gateway, alice, folder)
+    backend.end("101")
+    assert current(gateway, job).job_state is JobState.COMPLETED
+    assert launch(gateway, alice, folder).id != job.id
+
+
+def test_a_key_belongs_to_its_folder_and_script(gateway: Gateway, alice: User, folder: str) -> None:
+    job = launch(gateway, alice, folder, key="mine")
+    assert launch(gateway, alice, folder, key="mine").id == job.id
+    rewrite(gateway, alice, folder, b"#!/bin/sh\necho other\n")
+    with pytest.raises(Conflict, match="key"):
+        launch(gateway, alice, folder, key="mine")
+
+
+def test_a_refused_job_says_why_and_may_be_launched_again(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    def refuse(_: Submission) -> str:
+        raise Refused("invalid partition specified: nope")
+
+    backend.on_submit = refuse
+    with pytest.raises(SubmissionRefused, match="invalid partition specified: nope"):
+        launch(gateway, alice, folder)
+    backend.on_submit = None
+    job = launch(gateway, alice, folder)
+    assert (job.job_state, job.attempt) == (JobState.QUEUED, 2)
+
+
+def test_a_job_that_is_refused_for_now_waits_and_is_submitted(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str, later: list[timedelta]
+) -> None:
+    def defer(_: Submission) -> str:
+        raise Deferred("the controller is down")
+
+    backend.on_submit = defer
+    job = launch(gateway, alice, folder)
+    assert (job.job_state, job.message) == (JobState.SUBMITTING, "the controller is down")
+    backend.on_submit = None
+    gateway.jobs.reconcile()
+    assert backend.submissions == []  # It rests for a while before the next attempt.
+    later.append(timedelta(seconds=30))
+    gateway.jobs.reconcile()
+    assert settled(gateway, job).job_state is JobState.QUEUED
+    assert len(backend.submissions) == 1
+
+
+def settled(gateway: Gateway, job: Job) -> Job:
+    """The job once the submission under way, if any, is over."""
+    gateway.jobs.launch(gateway.ledger.user(job.user_id), gateway.ledger.get(job.id))  # type: ignore[arg-type]
+    return current(gateway, job)
+
+
+def test_a_lost_answer_is_found_again_and_not_submitted_twice(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    def lose(submission: Submission) -> str:
+        backend.accept(submission)
+        raise Unknown("Socket timed out on send/recv operation")
+
+    backend.on_submit = lose
+    job = launch(gateway, alice, folder)
+    assert job.job_state is JobState.SUBMITTING
+    gateway.jobs.reconcile()
+    assert current(gateway, job).scheduler_id == "101"
+    assert len(backend.submissions) == 1
+
+
+def test_a_submission_that_never_arrived_is_repeated_only_after_settling(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str, later: list[timedelta]
+) -> None:
+    backend._settling_time = 30.0
+
+    def swallow(_: Submission) -> str:
+        raise Unknown("Socket timed out on send/recv operation")
+
+    backend.on_submit = swallow
+    job = launch(gateway, alice, folder)
+    backend.on_submit = None
+    gateway.jobs.reconcile()
+    later.append(timedelta(seconds=25))
+    gateway.jobs.reconcile()
+    assert backend.submissions == []
+    later.append(timedelta(seconds=10))
+    gateway.jobs.reconcile()
+    assert settled(gateway, job).job_state is JobState.QUEUED
+    assert len(backend.submissions) == 1
+
+
+def test_while_the_scheduler_is_down_nothing_is_submitted_again(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str, later: list[timedelta]
+) -> None:
+    def lose(submission: Submission) -> str:
+        backend.accept(submission)
+        raise Unknown("no answer")
+
+    backend.on_submit = lose
+    job = launch(gateway, alice, folder)
+    backend.down = True
+    later.append(timedelta(days=1))
+    gateway.jobs.reconcile()
+    backend.down = False
+    gateway.jobs.reconcile()
+    assert current(gateway, job).scheduler_id == "101"
+    assert len(backend.submissions) == 1
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_a_gateway_killed_between_sbatch_and_its_record_finds_the_job(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str, later: list[timedelta]
+) -> None:
+    def killed(submission: Submission) -> str:
+        backend.accept(submission)
+        raise Killed
+
+    backend.on_submit = killed
+    job = launch(gateway, alice, folder)
+    backend.on_submit = None
+    after_restart = Gateway(gateway.settings, backend)
+    try:
+        later.append(timedelta(minutes=2))
+        after_restart.jobs.reconcile()
+        assert current(after_restart, job).scheduler_id == "101"
+        assert len(backend.submissions) == 1
+    finally:
+        after_restart.jobs.close()
+        after_restart.ledger.close()
+
+
+def test_a_submitter_that_lost_its_lease_cancels_its_duplicate(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    def frozen(submission: Submission) -> str:
+        first = backend.accept(submission)
+        row = gateway.ledger.get(submission.jobid)
+        assert row is not None
+        # Meanwhile another gateway takes over and submits, too.
+        gateway.ledger.change(row, {"state": JobState.QUEUED, "scheduler_id": "999"}, take_over=True)
+        return first
+
+    backend.on_submit = frozen
+    job = launch(gateway, alice, folder)
+    assert current(gateway, job).scheduler_id == "999"
+    assert backend.cancelled == ["101"]
+
+
+def test_states_follow_the_scheduler_and_an_end_is_final(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    job = launch(gateway, alice, folder)
+    assert current(gateway, job).job_state is JobState.QUEUED
+    backend.run("101")
+    assert current(gateway, job).job_state is JobState.RUNNING
+    backend.end("101", JobState.FAILED, exit_code=3)
+    ended = current(gateway, job)
+    assert (ended.job_state, ended.exit_code) == (JobState.FAILED, 3)
+    backend.jobs.clear()
+    assert current(gateway, job).job_state is JobState.FAILED
+
+
+def test_absence_changes_nothing(gateway: Gateway, backend: FakeBackend, alice: User, folder: str) -> None:
+    job = launch(gateway, alice, folder)
+    backend.run("101")
+    assert current(gateway, job).job_state is JobState.RUNNING
+    remembered = dict(backend.jobs)
+    backend.jobs.clear()
+    for _ in range(3):
+        assert current(gateway, job).job_state is JobState.RUNNING
+    backend.jobs.update(remembered)
+    backend.down = True
+    assert current(gateway, job).job_state is JobState.RUNNING
+    assert gateway.jobs.as_wire(job)["message"] == "the fake scheduler is down"
+
+
+def test_one_round_of_questions_serves_everybody(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    jobs = [launch(gateway, alice, folder)]
+    gateway.watch._interval = 60.0
+    gateway.watch._asked = None
+    backend.questions.clear()
+    for _ in range(10):
+        gateway.jobs.states(alice, [job.id for job in jobs])
+    assert backend.questions == ["queue"]
+
+
+def test_cancel_may_be_repeated_and_does_not_change_an_end(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    job = gateway.jobs.create_in_folder(alice, folder, "run.sh")
+    with pytest.raises(Conflict, match="not launched yet"):
+        gateway.jobs.cancel(job)
+    job = gateway.jobs.launch(alice, job)
+    assert gateway.jobs.cancel(job).job_state is JobState.CANCELLED
+    assert gateway.jobs.cancel(current(gateway, job)).job_state is JobState.CANCELLED
+    assert backend.cancelled == ["101"]
+
+
+def test_a_cancellation_that_the_scheduler_did_not_take_is_tried_again(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    job = launch(gateway, alice, folder)
+    backend.down = True
+    with pytest.raises(Unavailable):
+        gateway.jobs.cancel(job)
+    backend.down = False
+    gateway.jobs.reconcile()
+    assert current(gateway, job).job_state is JobState.CANCELLED
+
+
+def test_a_job_that_waits_to_be_submitted_is_cancelled_without_being_submitted(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str, later: list[timedelta]
+) -> None:
+    def defer(_: Submission) -> str:
+        raise Deferred("the controller is down")
+
+    backend.on_submit = defer
+    job = launch(gateway, alice, folder)
+    assert gateway.jobs.cancel(job).job_state is JobState.CANCELLED
+    backend.on_submit = None
+    later.append(timedelta(hours=1))
+    gateway.jobs.reconcile()
+    assert backend.submissions == []
+
+
+def test_somebody_elses_job_is_no_job(gateway: Gateway, alice: User, folder: str) -> None:
+    job = launch(gateway, alice, folder)
+    bob = gateway.ledger.user_of(Identity("dev", "bob", "bob@example.org", "Bob"))
+    with pytest.raises(NotFound):
+        gateway.jobs.get(bob, job.id)
+    assert gateway.jobs.states(bob, [job.id]) == ({}, [job.id])
+    assert gateway.jobs.active(bob) == []
+
+
+def test_a_script_changed_while_the_job_waited_is_not_run(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str, later: list[timedelta]
+) -> None:
+    def defer(_: Submission) -> str:
+        raise Deferred("the controller is down")
+
+    backend.on_submit = defer
+    job = launch(gateway, alice, folder)
+    backend.on_submit = None
+    rewrite(gateway, alice, folder, b"#!/bin/sh\necho other\n")
+    later.append(timedelta(minutes=1))
+    gateway.jobs.reconcile()
+    refused = current(gateway, job)
+    assert refused.job_state is JobState.REFUSED
+    assert "was changed" in (refused.message or "")
+    assert backend.submissions == []

@@ -1,0 +1,44 @@
+"""Users and the schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from aiida_marketplace_hpc.gateway.auth import Identity
+from aiida_marketplace_hpc.gateway.ledger import Base, Ledger, folder_name
+from aiida_marketplace_hpc.gateway.service import Gateway
+
+
+def test_the_migrations_make_the_schema_that_the_code_uses(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    ledger.migrate()
+    ledger.migrate()
+    with ledger.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    ledger.close()
+
+
+def test_an_identity_is_one_user(gateway: Gateway) -> None:
+    first = gateway.ledger.user_of(Identity("dev", "1", "x.y@a.org", "X"))
+    again = gateway.ledger.user_of(Identity("dev", "1", "renamed@a.org", "X"))
+    assert first.id == again.id
+    assert first.username == "x_y"
+
+
+def test_two_people_never_share_a_folder(gateway: Gateway) -> None:
+    addresses = ["x.y@a.org", "x.y@b.org", "x_y@c.org", "x/y@d.org"]
+    names = [gateway.ledger.user_of(Identity("dev", address, address, "")).username for address in addresses]
+    assert len(set(names)) == len(addresses)
+    assert all("/" not in name for name in names)
+
+
+def test_folder_names_lead_nowhere_else() -> None:
+    for email in ("../../etc@x", "..@x", "@x", "/@x", ".@x", "-rf@x", "a b;c@x", "ä@x", ""):
+        name = folder_name(email)
+        assert name
+        assert name not in (".", "..")
+        assert not set(name) & set("/. ;\0")
+        assert not name.startswith("-")

@@ -1,0 +1,197 @@
+"""The scheduler over a real HTTP gateway with a batch system that does what the test says."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiida.engine import ExitCode
+from aiida.schedulers import SchedulerError
+from aiida.schedulers.datastructures import JobInfo, JobState
+from aiida.transports.plugins.local import LocalTransport
+
+from aiida_marketplace_hpc import protocol
+from aiida_marketplace_hpc.errors import Unauthorized
+from aiida_marketplace_hpc.gateway.backends.base import Refused, Submission
+from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler, calculation_uuid, job_info
+from aiida_marketplace_hpc.testing.backend import FakeBackend
+from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
+from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
+
+UUID = str(uuid.UUID(int=0x1234567890ABCDEF1234567890ABCDEF))
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def served(tmp_path: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedGateway]:
+    monkeypatch.setenv("MP_ACCESS_TOKEN", TOKENS[ALICE])
+    with ServedGateway(tmp_path, backend) as served:
+        yield served
+
+
+@pytest.fixture
+def transport(served: ServedGateway) -> Iterator[MarketplaceHpcTransport]:
+    with MarketplaceHpcTransport(machine="cluster", url=served.url) as transport:
+        yield transport
+
+
+@pytest.fixture
+def scheduler(transport: MarketplaceHpcTransport) -> MarketplaceHpcScheduler:
+    scheduler = MarketplaceHpcScheduler()
+    scheduler.set_transport(transport)
+    return scheduler
+
+
+@pytest.fixture
+def workdir(transport: MarketplaceHpcTransport, tmp_path: Path) -> str:
+    path = f"{transport.normalize('.')}/aiida/{UUID[:2]}/{UUID[2:4]}/{UUID[4:]}"
+    transport.makedirs(path)
+    (tmp_path / "script").write_text("#!/bin/bash\necho 1\n")
+    transport.put(tmp_path / "script", f"{path}/_aiidasubmit.sh")
+    return path
+
+
+def state_of(scheduler: MarketplaceHpcScheduler, jobid: str) -> JobInfo:
+    jobs = scheduler.get_jobs([jobid], as_dict=True)
+    assert list(jobs) == [jobid]
+    return jobs[jobid]
+
+
+def test_submitting_twice_is_one_job_with_the_calculations_uuid(
+    scheduler: MarketplaceHpcScheduler, workdir: str, backend: FakeBackend
+) -> None:
+    first = scheduler.submit_job(workdir, "_aiidasubmit.sh")
+    assert scheduler.submit_job(workdir, "_aiidasubmit.sh") == first
+    assert len(backend.submissions) == 1
+    assert UUID in backend.submissions[0].comment
+
+
+def test_the_life_of_a_job(scheduler: MarketplaceHpcScheduler, workdir: str, backend: FakeBackend) -> None:
+    jobid = scheduler.submit_job(workdir, "_aiidasubmit.sh")
+    assert isinstance(jobid, str)
+    assert state_of(scheduler, jobid).job_state is JobState.QUEUED
+    assert [job.job_id for job in scheduler.get_jobs()] == [jobid]
+    backend.run("101")
+    wait_until(lambda: state_of(scheduler, jobid).job_state is JobState.RUNNING)
+    backend.end("101", protocol.JobState.FAILED, exit_code=4)
+    wait_until(lambda: state_of(scheduler, jobid).job_state is JobState.DONE)
+    info = state_of(scheduler, jobid)
+    assert (info.exit_status, info.raw_data["scheduler_id"], info.raw_data["state"]) == (4, "101", "FAILED")
+    assert JobInfo.load_from_serialized(info.serialize()).finish_time is not None
+    assert scheduler.get_jobs() == []
+
+
+def wait_until(condition: object, seconds: float = 10.0) -> None:
+    import time
+
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_job_that_is_not_known_is_undetermined_and_troubles_nobody_else(
+    scheduler: MarketplaceHpcScheduler, workdir: str
+) -> None:
+    jobid = scheduler.submit_job(workdir, "_aiidasubmit.sh")
+    jobs = scheduler.get_jobs([jobid, "f" * 24], as_dict=True)
+    assert jobs[jobid].job_state is JobState.QUEUED
+    assert jobs["f" * 24].job_state is JobState.UNDETERMINED
+    assert "no such job" in jobs["f" * 24].raw_data["reason"]
+
+
+def test_a_gateway_that_does_not_answer_ends_no_job(
+    scheduler: MarketplaceHpcScheduler, workdir: str, served: ServedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobid = scheduler.submit_job(workdir, "_aiidasubmit.sh")
+    state_of(scheduler, jobid)
+    served.stop()
+    monkeypatch.setattr(scheduler._connection.gateway._session, "_sleep", lambda _: None)
+    info = state_of(scheduler, jobid)
+    assert info.job_state is JobState.UNDETERMINED
+    assert info.raw_data["last_known"]["state"] == "QUEUED"
+
+
+def test_a_refused_token_is_raised_for_a_person_to_mend(
+    scheduler: MarketplaceHpcScheduler, workdir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobid = scheduler.submit_job(workdir, "_aiidasubmit.sh")
+    monkeypatch.setenv("MP_ACCESS_TOKEN", "expired-token")
+    with pytest.raises(Unauthorized):
+        scheduler.get_jobs([jobid])
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("invalid partition specified: nope", 130),
+        ("Batch job submission failed: Invalid account or account/partition combination specified", 131),
+    ],
+)
+def test_a_refusal_is_an_exit_code_with_the_schedulers_words(
+    scheduler: MarketplaceHpcScheduler, workdir: str, backend: FakeBackend, words: str, status: int
+) -> None:
+    def refuse(_: Submission) -> str:
+        raise Refused(words)
+
+    backend.on_submit = refuse
+    result = scheduler.submit_job(workdir, "_aiidasubmit.sh")
+    assert isinstance(result, ExitCode)
+    assert result.status == status
+    assert words in result.message
+
+
+def test_kill_may_be_repeated(scheduler: MarketplaceHpcScheduler, workdir: str, backend: FakeBackend) -> None:
+    jobid = scheduler.submit_job(workdir, "_aiidasubmit.sh")
+    assert scheduler.kill_job(jobid)
+    assert scheduler.kill_job(jobid)
+    assert backend.cancelled == ["101"]
+    assert not scheduler.kill_job("f" * 24)
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [("COMPLETED", None), ("TIMEOUT", 120), ("OUT_OF_MEMORY", 110), ("NODE_FAIL", 140), ("FAILED", None)],
+)
+def test_the_detailed_information_is_what_aiida_reads(
+    scheduler: MarketplaceHpcScheduler, workdir: str, backend: FakeBackend, state: str, status: int | None
+) -> None:
+    jobid = scheduler.submit_job(workdir, "_aiidasubmit.sh")
+    assert isinstance(jobid, str)
+    backend.end("101", protocol.JobState(state), exit_code=0)
+    detailed = scheduler.get_detailed_job_info(jobid)
+    assert (detailed["retval"], detailed["job"]["state"], detailed["job"]["scheduler_id"]) == (0, state, "101")
+    exit_code = scheduler.parse_output(detailed, "", "")
+    assert (exit_code.status if exit_code else None) == status
+
+
+def test_a_job_refused_after_the_answer_still_says_why(scheduler: MarketplaceHpcScheduler) -> None:
+    job = {"state": "REFUSED", "message": "invalid qos"}
+    exit_code = scheduler.parse_output({"retval": 0, "stdout": "", "stderr": "", "job": job}, "", "")
+    assert exit_code is not None
+    assert "invalid qos" in exit_code.message
+
+
+def test_every_state_has_its_place() -> None:
+    document = dict.fromkeys(protocol.JOB_FIELDS)
+    for state in protocol.JobState:
+        info = job_info({**document, "jobid": "x", "state": state.value, "final": state.final})
+        assert (info.job_state is JobState.DONE) == state.final
+
+
+def test_another_transport_is_refused_clearly() -> None:
+    scheduler = MarketplaceHpcScheduler()
+    scheduler.set_transport(LocalTransport())
+    with pytest.raises(SchedulerError, match="transport marketplace_hpc only"):
+        scheduler.get_jobs()
+
+
+def test_the_uuid_is_the_end_of_the_working_directory() -> None:
+    assert calculation_uuid(f"/x/{UUID[:2]}/{UUID[2:4]}/{UUID[4:]}") == UUID
+    assert calculation_uuid("/x/y/z") is None
