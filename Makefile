@@ -1,0 +1,54 @@
+# Each target does all of its own set-up, in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-services check format docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo           see the whole chain work: gateway, AiiDA, a small study (2 minutes)"
+	@echo "make test           the tests (10 minutes at most)"
+	@echo "make test-services  the tests that need further installed services"
+	@echo "make check          format, lint, types"
+	@echo "make docs           the documentation, in docs/_build/html"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "Python 3.10 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1): run make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments: install the package python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/marketplace-hpc demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not services" --durations=10
+
+test-services: $(VENV)/.dev
+	$(BIN)/python -m pytest -m services --durations=0
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) docs/_build demo-result build dist *.egg-info

@@ -1,0 +1,44 @@
+"""AiiDA installations, with and without a broker, that use a gateway on each backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sites import SYSTEM, Installation, Site
+
+from aiida_marketplace_hpc.testing.aiida_profile import AiidaProfile
+from aiida_marketplace_hpc.testing.gateway import GatewayProcess
+from aiida_marketplace_hpc.testing.machine import Machine
+from aiida_marketplace_hpc.testing.slurm import SlurmCluster
+
+
+@pytest.fixture(scope="module", params=["local", "slurm"])
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A gateway of its own for each test module, on each backend, with the system's executables in a read-only root."""
+    machine: Machine = request.getfixturevalue("cluster_machine")
+    slurm: SlurmCluster | None = request.getfixturevalue("slurm_cluster") if request.param == "slurm" else None
+    roots = {"scratch": f"{machine.scratch}/{{username}}", "system": f"{SYSTEM}:ro"}
+    environment = slurm.env if slurm else {}
+    with GatewayProcess(machine, backend=request.param, roots=roots, env=environment) as gateway:
+        yield Site(gateway, slurm)
+
+
+@pytest.fixture(scope="module")
+def installation(site: Site, aiida_installations: Callable[..., AiidaProfile]) -> Iterator[Installation]:
+    """With the ZeroMQ broker and a running daemon."""
+    with aiida_installations(import_path=[Path(__file__).parent]) as profile:
+        installation = Installation(profile, site)
+        installation.set_up()
+        profile.start_daemon(env=installation.token)
+        yield installation
+
+
+@pytest.fixture(scope="module")
+def installation_without_broker(site: Site, aiida_installations: Callable[..., AiidaProfile]) -> Iterator[Installation]:
+    """Without any broker, and so without a daemon."""
+    with aiida_installations(broker=None, import_path=[Path(__file__).parent]) as profile:
+        installation = Installation(profile, site)
+        installation.set_up()
+        yield installation

@@ -1,0 +1,97 @@
+"""A gateway on a batch system, and an AiiDA installation that uses it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiida_marketplace_hpc.testing.aiida_profile import AiidaProfile
+from aiida_marketplace_hpc.testing.gateway import GatewayProcess
+from aiida_marketplace_hpc.testing.slurm import SlurmCluster
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "computer"
+LABEL = "cluster"
+SYSTEM = "/usr"
+"""A read-only root: the system's executables."""
+
+
+@dataclass
+class Site:
+    """A gateway, and the Slurm behind it if there is one."""
+
+    gateway: GatewayProcess
+    slurm: SlurmCluster | None
+
+    @property
+    def work_dir(self) -> str:
+        return f"{self.gateway.home}/aiida"
+
+    def accounted(self, scheduler_id: str) -> dict[str, str]:
+        """What Slurm's own accounting says about a job."""
+        assert self.slurm is not None
+        columns = "JobID,State,ExitCode,Partition,NodeList"
+        argv = ["sacct", "-X", "-n", "-P", "-o", columns, "-j", scheduler_id]
+        rows = self.slurm.run(*argv, check=True).stdout.splitlines()
+        assert len(rows) == 1
+        return dict(zip(columns.split(","), rows[0].split("|"), strict=True))
+
+
+@dataclass
+class Installation:
+    """An AiiDA installation whose computer ``cluster`` is the site's gateway."""
+
+    profile: AiidaProfile
+    site: Site
+
+    @property
+    def token(self) -> dict[str, str]:
+        return {"MP_ACCESS_TOKEN": self.site.gateway.token}
+
+    def verdi(self, *args: str, **options: Any) -> str:
+        return self.profile.verdi(*args, env=self.token, **options).stdout
+
+    def run(self, code: str, **options: Any) -> Any:
+        """Run Python in the installation and return what its last line printed, from JSON."""
+        done = self.profile.python(_PRELUDE + code, env=self.token, **options)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def set_up(self) -> None:
+        """Make the computer from the examples, word for word but for where things are, and the code on it."""
+        where = ["--label", LABEL, "--work-dir", self.site.work_dir]
+        self.verdi("computer", "setup", "--non-interactive", "--config", str(EXAMPLES / "computer-setup.yaml"), *where)
+        configure = ["computer", "configure", "marketplace_hpc", LABEL]
+        config = str(EXAMPLES / "computer-configure.yaml")
+        self.verdi(*configure, "--non-interactive", "--config", config, "--url", self.site.gateway.url)
+        code = ["--label", "bash", "--computer", LABEL, "--filepath-executable", f"{SYSTEM}/bin/bash"]
+        self.verdi(
+            "code", "create", "core.code.installed", "-n", "--default-calc-job-plugin", "core.arithmetic.add", *code
+        )
+
+
+_PRELUDE = """\
+import json
+import time
+from aiida import orm
+from aiida.engine import run_get_node, submit
+from gateway_workflows import ArithmeticAdd, ShellJob, TwoSteps
+
+code = orm.load_code("bash@cluster")
+
+def finish(process, **inputs):
+    node = submit(process, **inputs)
+    deadline = time.monotonic() + 120
+    while not node.is_terminated and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return node
+
+def facts(node):
+    return {
+        "pk": node.pk, "uuid": node.uuid, "state": node.process_state.value, "status": node.exit_status,
+        "message": node.exit_message, "job_id": node.get_job_id() if hasattr(node, "get_job_id") else None,
+        "last": node.base.attributes.get("last_job_info", None),
+        "detailed": node.base.attributes.get("detailed_job_info", None),
+        "workdir": node.base.attributes.get("remote_workdir", None),
+    }
+"""
