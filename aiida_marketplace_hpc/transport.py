@@ -60,18 +60,22 @@ def connection(url: str, app_id: str, machine: str, token_source: str, max_io_al
 
 def _checked(check: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, Any], Any]:
     def callback(_: click.Context, __: click.Parameter, value: Any) -> Any:
-        if value is not None:
-            try:
-                check(str(value))
-            except ConfigurationError as exc:
-                raise click.BadParameter(exc.message) from exc
+        try:
+            check(str(value or ""))
+        except ConfigurationError as exc:
+            raise click.BadParameter(exc.message) from exc
         return value
 
     return callback
 
 
 def _store_machine(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
-    ctx.params[MACHINE] = value or ""
+    if not ctx.params.get(MACHINE):
+        ctx.params[MACHINE] = value or ""
+
+
+def _stored_machine(ctx: click.Context, _: click.Parameter, value: str | None) -> str:
+    return value or str(ctx.params.get(MACHINE) or "")
 
 
 def _empty_if_none(_: click.Context, __: click.Parameter, value: str | None) -> str:
@@ -123,6 +127,7 @@ class MarketplaceHpcTransport(AsyncTransport):
                 "type": str,
                 "prompt": "Gateway address (URL)",
                 "help": "The gateway's address, such as https://hpc.example.org; with an app id, the platform's.",
+                "non_interactive_default": True,
                 "callback": _checked(DirectRoute),
             },
         ),
@@ -147,6 +152,17 @@ class MarketplaceHpcTransport(AsyncTransport):
                 "non_interactive_default": True,
                 "callback": _store_machine,
                 "expose_value": False,
+            },
+        ),
+        (
+            # So that what `verdi computer export config` writes can be read again.
+            MACHINE,
+            {
+                "type": str,
+                "hidden": True,
+                "prompt_fn": lambda _: False,
+                "contextual_default": lambda _: None,
+                "callback": _stored_machine,
             },
         ),
         (
@@ -198,11 +214,15 @@ class MarketplaceHpcTransport(AsyncTransport):
     @classmethod
     def get_valid_auth_params(cls) -> list[str]:
         """The names under which parameters are stored; see :data:`MACHINE`."""
-        return [MACHINE if name == "machine" else name for name in cls.auth_options]
+        return [name for name in cls.auth_options if name != "machine"]
 
     @classmethod
     def _get_machine_suggestion_string(cls, computer: Any) -> str:
         return str(computer.get_configuration().get(MACHINE) or "")
+
+    @classmethod
+    def _get_use_login_shell_suggestion_string(cls, computer: Any) -> bool:
+        return False
 
     def __str__(self) -> str:
         return f"marketplace_hpc [{'OPEN' if self._is_open else 'CLOSED'}] {self._parameters['url']}"

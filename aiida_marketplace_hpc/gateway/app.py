@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Send
 
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import (
@@ -143,7 +144,21 @@ def _response(answer: Answer) -> Response:
     headers = dict(answer.headers)
     if answer.size is not None:
         headers["Content-Length"] = str(answer.size)
-    return StreamingResponse(answer.chunks, media_type=answer.media_type, headers=headers)
+    return _FileResponse(answer.chunks, media_type=answer.media_type, headers=headers)
+
+
+class _FileResponse(StreamingResponse):
+    """Closes the file also when the client goes away in the middle."""
+
+    def __init__(self, chunks: Generator[bytes, None, None], **options: Any) -> None:
+        super().__init__(chunks, **options)
+        self._chunks = chunks
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        finally:
+            self._chunks.close()
 
 
 async def _json(request: Request) -> dict[str, Any]:

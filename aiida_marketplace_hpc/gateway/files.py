@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import IO, Any, BinaryIO
@@ -300,7 +300,7 @@ class Files:
             self.chmod(where, mode)
         return {"path": target, "entries": count}
 
-    def read_bundle(self, path: str, *, dereference: bool = True) -> Iterator[bytes]:
+    def read_bundle(self, path: str, *, dereference: bool = True) -> Generator[bytes, None, None]:
         """Open a file or folder for reading as a bundle.
 
         Errors of the path itself are raised here, not when the first chunk is taken.

@@ -53,7 +53,6 @@ class Jobs:
     """All jobs of a gateway.
 
     :param files_of: what a user can do with files; scripts are read with it, never around it.
-    :param lease: seconds for which a submitter may be at work; longer than the backend's ``submit`` can take.
     :param launch_wait: seconds that a launch waits for the scheduler's word before it answers ``SUBMITTING``.
     :param retry_interval: seconds between attempts while the scheduler takes no jobs.
     """
@@ -66,7 +65,6 @@ class Jobs:
         files_of: Callable[[User], Files],
         *,
         machine: str = "",
-        lease: float = 45.0,
         launch_wait: float = 10.0,
         retry_interval: float = 15.0,
     ) -> None:
@@ -75,7 +73,7 @@ class Jobs:
         self._watch = watch
         self._files_of = files_of
         self._machine = machine
-        self._lease = timedelta(seconds=lease)
+        self._lease = timedelta(seconds=backend.submission_limit)
         self._launch_wait = launch_wait
         self._retry_interval = timedelta(seconds=retry_interval)
         self._submitters = ThreadPoolExecutor(max_workers=4, thread_name_prefix="submit")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ class Body:
 class Stream:
     """A file on its way out, in chunks; ``size`` in bytes where it is known beforehand."""
 
-    chunks: Iterator[bytes]
+    chunks: Generator[bytes, None, None]
     media_type: str
     size: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -6,7 +6,7 @@ import grp
 import mimetypes
 import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from datetime import datetime
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -59,7 +59,7 @@ def download(call: Call) -> Answer:
     return Stream(_chunks(content), media_type, attributes.st_size, headers)
 
 
-def _chunks(content: BinaryIO) -> Iterator[bytes]:
+def _chunks(content: BinaryIO) -> Generator[bytes, None, None]:
     with content:
         while chunk := content.read(bundle.CHUNK):
             yield chunk
