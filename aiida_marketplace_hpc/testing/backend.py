@@ -79,7 +79,7 @@ class FakeBackend(Backend):
             return self.on_submit(submission)
         return self.accept(submission)
 
-    def cancel(self, id: str) -> None:  # noqa: A002
+    def cancel(self, id: str) -> None:
         self._asked("cancel")
         self.cancelled.append(id)
         if id in self.jobs and not self.jobs[id].state.final:

@@ -1,0 +1,217 @@
+"""A gateway as its operator runs it: the installed command, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiida_marketplace_hpc.testing.machine import Machine, RigError, free_ports, tail, wait_until
+
+_READY = re.compile(r"^listening on (http://\S+)\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class ServedRequest:
+    """One line of a gateway's access log.
+
+    :param time: when it was answered, as the gateway words it.
+    :param path: without the query, which is ``query``.
+    :param capability: the operationId; ``None`` for a path that is none.
+    :param duration: seconds.
+    :param user: whose token it was; ``None`` if there was none, or a wrong one.
+    """
+
+    time: str
+    request_id: str
+    method: str
+    path: str
+    query: str
+    capability: str | None
+    status: int
+    duration: float
+    user: str | None
+
+
+class GatewayProcess:
+    """``marketplace-hpc gateway serve`` on a machine.
+
+    Its state, and with it jobs and users, lasts from one start to the next; :meth:`close` removes it.
+
+    :param backend: ``local`` or ``slurm``.
+    :param users: the names behind the development tokens; each gets a token of its own.
+    :param user: the account it runs under; by default the machine's.
+    :param home: template of the users' homes.
+    :param roots: further roots, by name; by default scratch and the read-only software of the machine.
+    :param options: further options of ``serve``.
+    :param env: added to its environment, such as :attr:`SlurmCluster.env`.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        backend: str = "local",
+        users: Sequence[str] = ("alice", "bob"),
+        user: str | None = None,
+        home: str | None = None,
+        roots: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.machine = machine
+        self.backend = backend
+        self.tokens = {name: secrets.token_urlsafe(24) for name in users}
+        self.user = user or machine.user
+        self.home = home or f"{machine.home}/{{username}}"
+        default = {"scratch": f"{machine.scratch}/{{username}}", "software": f"{machine.software}:ro"}
+        self.roots = dict(default if roots is None else roots)
+        self._options = list(options)
+        self._env = dict(env or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+        self._url = ""
+        self.state = ""
+        self._log_directory = Path()
+
+    def __enter__(self) -> GatewayProcess:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """Where it listens; stays the same over restarts."""
+        if not self._url:
+            raise RigError("the gateway has not been started")
+        return self._url
+
+    @property
+    def token(self) -> str:
+        """The token of the first of its users."""
+        return next(iter(self.tokens.values()))
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RigError("the gateway has not been started")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """What it has printed, over all its starts."""
+        return self._log_file.read_text(encoding="utf-8", errors="replace") if self._log_file.exists() else ""
+
+    @property
+    def _log_file(self) -> Path:
+        return self._log_directory / "gateway.log"
+
+    def start(self, within: float = 30.0) -> None:
+        """Start it and wait until it listens.
+
+        :param within: seconds.
+        :raises RigError: with the end of its log, if it ends or does not listen in time.
+        """
+        command = Path(sys.executable).with_name("marketplace-hpc")
+        if not command.exists():
+            raise RigError(
+                f"{command} does not exist; install the package: {sys.executable} -m pip install -e '.[dev]'"
+            )
+        if not self.state:
+            self._log_directory = Path(tempfile.mkdtemp(prefix="mphpc-gateway-log-"))
+            self.state = self.machine.make_directory("gateway", user=self.user, mode=0o700)
+            self._port = free_ports(1)[0]  # not 0: see there
+        seen = len(self.log)
+        with self._log_file.open("ab") as log:
+            self._process = self.machine.popen(
+                [str(command), *self._arguments()],
+                user=self.user,
+                env={"PYTHONUNBUFFERED": "1", **self._env},
+                stdout=log,
+                stderr=log,
+            )
+        wait_until(
+            lambda: not self.running or _READY.search(self.log, seen) is not None,
+            within=within,
+            failure=lambda: f"the gateway does not listen\n{tail(self._log_file)}",
+        )
+        said = _READY.search(self.log, seen)
+        if not self.running or said is None:
+            raise RigError(f"the gateway ended while it started\n{tail(self._log_file)}")
+        self._url = said[1]
+
+    def stop(self, within: float = 15.0) -> None:
+        """Ask it to end and wait for that; kill it if it does not. Nothing happens if it does not run."""
+        if self._process is not None and self.running:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=within)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def kill(self) -> None:
+        """Kill it at once, as ``kill -9`` does; what it has started goes on."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=10)
+
+    def restart(self) -> None:
+        """Start it again with the same state and port; stop it before, if it runs."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Let it hang: connections are taken, nothing is answered until :meth:`resume`."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after :meth:`pause`."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """End it and remove its state. May be repeated."""
+        self.resume()
+        self.stop()
+        if self.state:
+            self.machine.run(["rm", "-rf", self.state])
+            shutil.rmtree(self._log_directory, ignore_errors=True)
+        self.state = ""
+
+    def requests(self) -> list[ServedRequest]:
+        """The requests that it has answered so far, over all its starts, in the order of their answers."""
+        path = f"{self.state}/access.log"
+        if not self.machine.exists(path):
+            return []
+        lines = self.machine.read_text(path).splitlines(keepends=True)
+        # A line without its end is being written.
+        entries = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [ServedRequest(**entry) for entry in entries]
+
+    def _arguments(self) -> list[str]:
+        arguments = ["gateway", "serve", "--backend", self.backend, "--host", "127.0.0.1", "--port", str(self._port)]
+        arguments += ["--home", self.home, "--state", self.state, "--access-log", f"{self.state}/access.log"]
+        for name, template in self.roots.items():
+            arguments += ["--root", f"{name}={template}"]
+        for name, token in self.tokens.items():
+            arguments += ["--dev-token", f"{name}={token}"]
+        return [*arguments, *self._options]
