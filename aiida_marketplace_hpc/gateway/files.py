@@ -117,16 +117,7 @@ class Files:
         :param parents: make the folders on the way, too.
         :param exist_ok: accept a folder that is there already.
         """
-        if parents:
-            root, parts = self.roots.locate(path)
-            current = root.path
-            for part in parts[:-1]:
-                current = f"{current}/{part}"
-                self._mkdir(current, exist_ok=True, mode=0o777)
-        self._mkdir(path, exist_ok=exist_ok, mode=mode)
-
-    def _mkdir(self, path: str, *, exist_ok: bool, mode: int) -> None:
-        with self.roots.place(path) as place, _told(path):
+        with self.roots.place(path, make_parents=parents) as place, _told(path):
             if exist_ok:
                 with suppress(FileNotFoundError):
                     if stat.S_ISDIR(place.lstat().st_mode):
@@ -283,7 +274,7 @@ class Files:
             count += 1
             where = _below(target, entry.path)
             if entry.type == "directory":
-                self._mkdir(where, exist_ok=overwrite, mode=0o700 | entry.mode)
+                self.mkdir(where, exist_ok=overwrite, mode=0o700 | entry.mode)
                 modes.append((where, entry.mode))
             elif entry.type == "symlink":
                 with suppress(FileError):

@@ -211,7 +211,7 @@ class Jobs:
             script=str(PurePosixPath(job.folder, job.script)),
             script_text=text,
             script_digest=job.script_digest or "",
-            guard=f".marketplace-hpc-{job.id}",
+            guard=guard_of(job),
             comment=f"marketplace-hpc:{job.id}" + (f" {job.client_ref}" if job.client_ref else ""),
         )
         now = utc_now()
@@ -406,7 +406,7 @@ class Jobs:
         return sorted(found, key=lambda one: (one.submitted_at is None, one.submitted_at, one.id))
 
     def _adopt(self, job: Job, found: list[Observation]) -> None:
-        first, *others = found
+        first, *others = self._guard_holder_first(job, found)
         adopted = self._ledger.change(
             job,
             {
@@ -426,6 +426,18 @@ class Jobs:
             logger.warning("job %s: cancelling the duplicate %s", job.id, other.id)
             self._backend.cancel(other.id)
 
+    def _guard_holder_first(self, job: Job, found: list[Observation]) -> list[Observation]:
+        """Of several copies, the one that runs user code is the one whose id is in the guard, not the one submitted first."""
+        if len(found) > 1:
+            try:
+                content, _ = self._files_of(self._ledger.user(job.user_id)).read(f"{job.folder}/{guard_of(job)}")
+                with content:
+                    holder = content.read(64).decode("ascii", "replace").strip()
+                found.sort(key=lambda one: one.id != holder)
+            except GatewayError:
+                pass  # No copy has started yet: whichever stays will take the guard.
+        return found
+
     def _resubmit(self, job: Job, now: datetime) -> None:
         taken = self._ledger.change(job, {"lease_until": now + self._lease, "search_first": True}, take_over=True)
         if taken is None:
@@ -443,6 +455,11 @@ class Jobs:
             )
             return
         self._fly(taken, text)
+
+
+def guard_of(job: Job) -> str:
+    """The name of the file that a job takes in its folder before it runs the script; the job's id is written into it."""
+    return f".marketplace-hpc-{job.id}"
 
 
 def _read_script(files: Files, folder: str, script: str) -> tuple[bytes, str]:

@@ -63,13 +63,14 @@ class Evidence:
 
     @property
     def best(self) -> Observation | None:
-        """The observation to believe: the accounting about an end, else the queue, else what the accounting says."""
-        if self.accounting is not None and self.accounting.state.final and self.accounting.complete:
-            return self.accounting
+        """The observation to believe: the queue about a job that lives, the accounting about an end.
+
+        A job that the queue shows living lives, even if its end is on record already: it may be completing, or have been
+        requeued. An end that only the queue shows has no exit code yet and waits for the accounting.
+        """
         if self.queue is not None and not self.queue.state.final:
             return self.queue
-        # An end that only the queue shows has no exit code yet: it waits for the accounting.
-        if self.accounting is not None and not self.accounting.state.final:
+        if self.accounting is not None and (self.accounting.complete or not self.accounting.state.final):
             return self.accounting
         return None
 

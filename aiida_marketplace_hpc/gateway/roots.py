@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -92,15 +92,16 @@ class Roots:
                 os.makedirs(root.path, mode=0o700, exist_ok=True)
 
     @contextmanager
-    def place(self, path: str, *, follow: bool = True) -> Iterator[Place]:
+    def place(self, path: str, *, follow: bool = True, make_parents: bool = False) -> Iterator[Place]:
         """Find the place that an absolute path names.
 
         :param follow: whether a link in the last component is followed, too.
+        :param make_parents: make missing folders on the way.
         :raises Forbidden: if it is, or a link on the way leads, outside the roots.
         :raises FileError: for a missing folder on the way, a file in place of one, too many links, an over-long name.
         :raises InvalidRequest: for something that is no absolute path at all.
         """
-        walk = _Walk(self, path)
+        walk = _Walk(self, path, make_parents)
         try:
             yield walk.run(follow or path.endswith("/"))
         finally:
@@ -131,9 +132,10 @@ def _components(path: str) -> list[str]:
 class _Walk:
     """One walk along a path; owns the descriptors that it opens."""
 
-    def __init__(self, roots: Roots, path: str) -> None:
+    def __init__(self, roots: Roots, path: str, make_parents: bool) -> None:
         self._roots = roots
         self._asked = path
+        self._make_parents = make_parents
         self._links = 0
         self._stack: list[tuple[int, str]] = []
         if len(os.fsencode(path)) > _MAX_PATH:
@@ -180,7 +182,7 @@ class _Walk:
     def _look(self, name: str, last: bool) -> tuple[str | None, str]:
         """What ``name`` in the current folder is; a folder is entered."""
         try:
-            descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._stack[-1][0])
+            descriptor = self._open(name, last)
         except FileNotFoundError:
             if last:
                 return None, ""
@@ -199,6 +201,20 @@ class _Walk:
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
+
+    def _open(self, name: str, last: bool) -> int:
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        folder = self._stack[-1][0]
+        try:
+            return os.open(name, flags, dir_fd=folder)
+        except FileNotFoundError:
+            if last or not self._make_parents:
+                raise
+        if self._root.read_only:
+            raise Forbidden(f"{self._asked} is below the read-only root {self._root.name} ({self._root.path})")
+        with suppress(FileExistsError):
+            os.mkdir(name, dir_fd=folder)
+        return os.open(name, flags, dir_fd=folder)
 
     def _redirect(self, target: str) -> None:
         self._links += 1

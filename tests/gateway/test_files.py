@@ -169,6 +169,16 @@ def test_remove_recursive_does_not_follow_links(files: Files, home: Path, canary
     assert canary.read_bytes() == CANARY
 
 
+def test_missing_parents_are_made_but_not_below_a_read_only_root(files: Files, home: Path) -> None:
+    files.mkdir(str(home / "a" / "b" / "c"), parents=True)
+    assert (home / "a" / "b" / "c").is_dir()
+    with pytest.raises(FileError) as info:
+        files.mkdir(str(home / "x" / "y"))
+    assert errno_of(info) == "ENOENT"
+    with pytest.raises(Forbidden):
+        files.mkdir(f"{home.parents[1]}/software/x/y", parents=True)
+
+
 def test_missing_things_are_told_apart(files: Files, home: Path) -> None:
     write(files, home / "file")
     for path, code in (

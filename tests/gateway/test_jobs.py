@@ -224,6 +224,23 @@ def test_a_submitter_that_lost_its_lease_cancels_its_duplicate(
     assert backend.cancelled == ["101"]
 
 
+def test_of_two_copies_the_one_that_runs_user_code_stays(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    def twice(submission: Submission) -> str:
+        backend.accept(submission)
+        second = backend.accept(submission)
+        left = [f"{second}\n".encode()]
+        gateway.files_of(alice).write(f"{folder}/{submission.guard}", lambda _: left.pop() if left else b"")
+        raise Unknown("Socket timed out on send/recv operation")
+
+    backend.on_submit = twice
+    job = launch(gateway, alice, folder)
+    gateway.jobs.reconcile()
+    assert current(gateway, job).scheduler_id == "102"
+    assert backend.cancelled == ["101"]
+
+
 def test_states_follow_the_scheduler_and_an_end_is_final(
     gateway: Gateway, backend: FakeBackend, alice: User, folder: str
 ) -> None:

@@ -30,6 +30,7 @@ def job(state: JobState = JobState.RUNNING) -> Job:
         (None, ENDED, "FAILED"),
         (None, HALF, None),
         (RUNNING, HALF, None),
+        (RUNNING, ENDED, None),  # Completing, or requeued: it lives.
         (ENDED, None, None),  # The queue alone has no exit code: it waits for the accounting.
         (ENDED, ENDED, "FAILED"),
         (None, RUNNING, None),

@@ -115,7 +115,7 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def cancel(self, id: str) -> None:  # noqa: A002
+    def cancel(self, id: str) -> None:
         """Ask for the end of a job. May be repeated; cancelling a job that has ended is no error.
 
         :raises SchedulerDown: the request was not taken.
@@ -145,6 +145,11 @@ class Backend(abc.ABC):
 
         :raises SchedulerDown: there was no complete answer.
         """
+
+    @property
+    def submission_limit(self) -> float:
+        """Seconds after which a call of :meth:`submit` has certainly ended: a submitter is not taken for dead before."""
+        return 45.0
 
     @property
     def settling_time(self) -> float:

@@ -1,0 +1,118 @@
+"""The wrapper that is submitted in place of a job script, and that lets the script run at most once.
+
+Whether a submission arrived is sometimes not known, and then a second copy of it may come to run. Each copy first creates the
+submission's guard file, which only one of them can, writes its job id there, and only then becomes the interpreter of the
+script: the script's file is run as it is, byte for byte. All other copies end before user code. A job that Slurm itself
+starts again under the same id (requeue), and the tasks of one job array, find their own id in the guard and go on.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import shlex
+
+from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, Submission
+from aiida_marketplace_hpc.gateway.backends.directives import Directives
+
+EXIT_SECOND_COPY = 75
+"""Exit code of a copy that found the guard taken by another job."""
+EXIT_NO_GUARD = 73
+"""Exit code of a job that could not write the guard: its folder is gone, read-only or full."""
+
+_INTERPRETER_LINE = re.compile(rb"#![ \t]*([^ \t\n]*)[ \t]*([^\n]*)")
+
+# `set -C` makes the shell open with O_CREAT|O_EXCL, which is atomic and exclusive also on NFS. It is set in a subshell, so
+# that neither the setting nor a failing redirection reaches further.
+_TEMPLATE = """\
+mphpc_guard={guard}
+mphpc_job="${{SLURM_ARRAY_JOB_ID:-${{SLURM_JOB_ID:-$$}}}}"
+if ! (set -C; printf '%s\\n' "$mphpc_job" > "$mphpc_guard") 2>/dev/null; then
+    if [ ! -e "$mphpc_guard" ]; then
+        printf 'marketplace-hpc: cannot write %s: the folder is gone, read-only or full\\n' "$mphpc_guard" >&2
+        exit {exit_no_guard}
+    fi
+    mphpc_holder=
+    read -r mphpc_holder < "$mphpc_guard" || :
+    if [ "$mphpc_holder" != "$mphpc_job" ] ||
+        {{ [ "${{SLURM_RESTART_COUNT:-0}}" = 0 ] && [ -z "${{SLURM_ARRAY_JOB_ID:-}}" ]; }}; then
+        printf 'marketplace-hpc: job %s is a second copy of job %s (%s): it ends before the job script\\n' \\
+            "$mphpc_job" "${{mphpc_holder:-unknown}}" "$mphpc_guard" >&2
+        exit {exit_second_copy}
+    fi
+fi
+unset mphpc_guard mphpc_job mphpc_holder
+exec {command}
+"""
+
+
+def make_wrapper(submission: Submission, directives: Directives) -> bytes:
+    """Write the script that is submitted for a submission.
+
+    It is a plain ``#!/bin/sh`` script with the comment lines above the first command of the user's script, among them all
+    ``#SBATCH`` lines, verbatim.
+
+    :raises Refused: if sbatch would refuse the user's script for what it is, in sbatch's words.
+    """
+    check_script(submission.script_text)
+    body = _TEMPLATE.format(
+        guard=shlex.quote(posixpath.join(submission.folder, submission.guard)),
+        exit_no_guard=EXIT_NO_GUARD,
+        exit_second_copy=EXIT_SECOND_COPY,
+        command=" ".join(shlex.quote(word) for word in script_command(submission)),
+    )
+    return b"\n".join((b"#!/bin/sh", *directives.lines, body.encode("utf-8", "surrogateescape")))
+
+
+def script_command(submission: Submission) -> list[str]:
+    """Make the command that runs the user's script as the kernel would: its interpreter, at most one argument, its path.
+
+    An interpreter line without an interpreter is run by ``/bin/sh``, as shells do.
+    """
+    match = _INTERPRETER_LINE.match(submission.script_text)
+    interpreter, argument = ("", "") if match is None else (_text(match[1]), _text(match[2]).rstrip(" \t"))
+    if not interpreter:
+        interpreter = "/bin/sh"
+    elif "/" not in interpreter:
+        # The kernel takes it as a path below the working directory, the shell would search it on PATH.
+        interpreter = f"./{interpreter}"
+    return [interpreter, *([argument] if argument else []), submission.script]
+
+
+def check_script(text: bytes) -> None:
+    """Refuse what sbatch refuses to read as a batch script.
+
+    :raises Refused: in sbatch's words.
+    """
+    if not text:
+        raise Refused("Batch script is empty!")
+    if not text.strip():
+        raise Refused("Batch script contains only whitespace!")
+    if not text.startswith(b"#!"):
+        raise Refused(
+            "This does not look like a batch script. The first line must start with #! followed by the path to an"
+            " interpreter. For instance: #!/bin/sh"
+        )
+    if b"\0" in text:
+        raise Refused("The Slurm controller does not allow scripts that contain a NULL character '\\0'.")
+    if b"\r\n" in text:
+        raise Refused("Batch script contains DOS line breaks (\\r\\n) instead of expected UNIX line breaks (\\n).")
+
+
+def check_folder(folder: str) -> None:
+    """Refuse a job whose working directory is not there.
+
+    :raises Refused: if it does not exist.
+    :raises Deferred: if it cannot be looked at.
+    """
+    try:
+        os.stat(os.path.join(folder, "."))
+    except (FileNotFoundError, NotADirectoryError):
+        raise Refused(f"the job's folder {folder} does not exist") from None
+    except OSError as error:
+        raise Deferred(f"the job's folder cannot be reached: {error}") from error
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")

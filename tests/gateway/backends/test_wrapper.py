@@ -1,0 +1,180 @@
+"""The wrapper lets a job script run once, as it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, Submission
+from aiida_marketplace_hpc.gateway.backends.directives import parse_directives
+from aiida_marketplace_hpc.gateway.backends.wrapper import (
+    EXIT_NO_GUARD,
+    EXIT_SECOND_COPY,
+    check_folder,
+    make_wrapper,
+    script_command,
+)
+
+COUNTING_SCRIPT = b'#!/bin/sh\necho "ran $# $0" >> ran.txt\nexit 3\n'
+
+
+def submission(folder: Path, text: bytes, name: str = "job.sh") -> Submission:
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / name
+    script.write_bytes(text)
+    return Submission("7", str(folder), str(script), text, "sha-256:0", ".guard-7", "")
+
+
+def run(wrapper: bytes, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/sh", "/dev/stdin"],
+        input=wrapper.decode(errors="surrogateescape"),
+        cwd=folder,
+        env={"PATH": os.defpath, **environment},
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=20,
+    )
+
+
+def wrap(job: Submission) -> bytes:
+    return make_wrapper(job, parse_directives(job.script_text))
+
+
+def test_the_script_runs_with_its_own_exit_code_and_the_guard_names_the_job(tmp_path: Path) -> None:
+    job = submission(tmp_path, COUNTING_SCRIPT)
+    assert run(wrap(job), tmp_path, SLURM_JOB_ID="12").returncode == 3
+    assert (tmp_path / "ran.txt").read_text() == f"ran 0 {job.script}\n"
+    assert (tmp_path / ".guard-7").read_text() == "12\n"
+    assert (tmp_path / "job.sh").read_bytes() == COUNTING_SCRIPT
+
+
+def test_a_second_copy_ends_before_user_code_and_says_so(tmp_path: Path) -> None:
+    wrapper = wrap(submission(tmp_path, COUNTING_SCRIPT))
+    run(wrapper, tmp_path, SLURM_JOB_ID="12")
+    second = run(wrapper, tmp_path, SLURM_JOB_ID="13")
+    assert second.returncode == EXIT_SECOND_COPY
+    assert second.stderr.startswith("marketplace-hpc: job 13 is a second copy of job 12 ")
+    assert second.stderr.count("\n") == 1
+    assert (tmp_path / "ran.txt").read_text().count("ran") == 1
+
+
+def test_the_same_job_id_alone_is_no_excuse(tmp_path: Path) -> None:
+    wrapper = wrap(submission(tmp_path, COUNTING_SCRIPT))
+    assert run(wrapper, tmp_path, SLURM_JOB_ID="12").returncode == 3
+    assert run(wrapper, tmp_path, SLURM_JOB_ID="12").returncode == EXIT_SECOND_COPY
+
+
+def test_a_job_that_slurm_requeues_runs_again(tmp_path: Path) -> None:
+    wrapper = wrap(submission(tmp_path, COUNTING_SCRIPT))
+    assert run(wrapper, tmp_path, SLURM_JOB_ID="12").returncode == 3
+    assert run(wrapper, tmp_path, SLURM_JOB_ID="12", SLURM_RESTART_COUNT="1").returncode == 3
+    assert run(wrapper, tmp_path, SLURM_JOB_ID="13", SLURM_RESTART_COUNT="1").returncode == EXIT_SECOND_COPY
+
+
+def test_all_tasks_of_one_array_run_and_none_of_another(tmp_path: Path) -> None:
+    wrapper = wrap(submission(tmp_path, COUNTING_SCRIPT))
+    for task in ("46", "47", "43"):
+        assert run(wrapper, tmp_path, SLURM_JOB_ID=task, SLURM_ARRAY_JOB_ID="43").returncode == 3
+    assert run(wrapper, tmp_path, SLURM_JOB_ID="50", SLURM_ARRAY_JOB_ID="48").returncode == EXIT_SECOND_COPY
+
+
+def test_of_many_copies_at_once_one_runs(tmp_path: Path) -> None:
+    wrapper = wrap(submission(tmp_path, COUNTING_SCRIPT))
+    codes: list[int] = []
+    threads = [
+        threading.Thread(target=lambda id=id: codes.append(run(wrapper, tmp_path, SLURM_JOB_ID=str(id)).returncode))
+        for id in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(codes) == [3] + [EXIT_SECOND_COPY] * 11
+    assert (tmp_path / "ran.txt").read_text().count("ran") == 1
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    wrapper = wrap(submission(folder, COUNTING_SCRIPT))
+    (folder / "job.sh").unlink()
+    folder.rmdir()
+    done = run(wrapper, tmp_path, SLURM_JOB_ID="12")
+    assert done.returncode == EXIT_NO_GUARD
+    assert str(folder) in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "it's", 'a"b', "$(touch pwned)", "`id`", "ü€", "back\\slash", "-n", "a\nb", "*"]
+)
+def test_any_path_is_safe(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    assert run(wrap(submission(folder, COUNTING_SCRIPT, f"{name}.sh")), tmp_path, SLURM_JOB_ID="1").returncode == 3
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "ran.txt"])
+
+
+def test_the_header_is_copied_and_the_body_is_not(tmp_path: Path) -> None:
+    text = b"#!/bin/bash -l\n#SBATCH --job-name=\xff\n# remark\n\necho body\n#SBATCH -n 5\n"
+    wrapper = wrap(submission(tmp_path, text))
+    assert wrapper.startswith(b"#!/bin/sh\n#SBATCH --job-name=\xff\n# remark\n")
+    assert b"body" not in wrapper
+    assert parse_directives(wrapper).options == parse_directives(text).options
+
+
+def test_the_script_sees_no_variable_of_the_wrapper(tmp_path: Path) -> None:
+    done = run(wrap(submission(tmp_path, b"#!/bin/sh\nset\n")), tmp_path, SLURM_JOB_ID="1")
+    assert "mphpc" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        (b"#!/bin/bash", ["/bin/bash"]),
+        (b"#! /usr/bin/env python3", ["/usr/bin/env", "python3"]),
+        (b"#!/bin/bash -l -e  \t", ["/bin/bash", "-l -e"]),
+        (b"#!\t/bin/sh\t-e", ["/bin/sh", "-e"]),
+        (b"#!", ["/bin/sh"]),
+        (b"#!   ", ["/bin/sh"]),
+        (b"#!bash", ["./bash"]),
+    ],
+)
+def test_the_interpreter_line_is_read_as_the_kernel_reads_it(tmp_path: Path, line: bytes, command: list[str]) -> None:
+    job = submission(tmp_path, line + b"\ntrue\n")
+    assert script_command(job) == [*command, job.script]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "Batch script is empty!"),
+        (b" \n\t\n", "Batch script contains only whitespace!"),
+        (b"echo hello\n", "This does not look like a batch script."),
+        (b"\n#!/bin/sh\n", "This does not look like a batch script."),
+        (b"#!/bin/sh\n\0\n", "The Slurm controller does not allow scripts that contain a NULL character"),
+        (b"#!/bin/sh\ntrue\r\n", "Batch script contains DOS line breaks"),
+    ],
+)
+def test_what_sbatch_does_not_read_is_refused_in_its_words(tmp_path: Path, text: bytes, message: str) -> None:
+    with pytest.raises(Refused) as error:
+        wrap(submission(tmp_path, text))
+    assert str(error.value).startswith(message)
+
+
+def test_a_missing_folder_is_refused_and_an_unreachable_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_folder(str(tmp_path))
+    with pytest.raises(Refused, match="does not exist"):
+        check_folder(str(tmp_path / "missing"))
+
+    def stale(path: str) -> None:
+        raise OSError(116, "Stale file handle", path)
+
+    monkeypatch.setattr(os, "stat", stale)
+    with pytest.raises(Deferred, match="Stale file handle"):
+        check_folder(str(tmp_path))
