@@ -58,7 +58,7 @@ def test_every_job_runs_once_and_none_is_lost(
             for number in numbers:
                 script = tmp_path / f"script-{number}"
                 script.write_text(f"#!/bin/sh\necho ran >> executed\nsleep 0.2\nexit {number}\n")
-                folder = f"{home}/job-{number}"
+                folder = f"{home}/{backend}-{number}"
                 persist(
                     lambda folder=folder, script=script: transfer.put_file(  # type: ignore[misc]
                         gateway, script, f"{folder}/run.sh", parents=True
@@ -103,7 +103,7 @@ def test_every_job_runs_once_and_none_is_lost(
         time.sleep(0.1)
     jobs = client.job_states(list(submitted.values()))["jobs"]
     for number, jobid in submitted.items():
-        executed = process.machine.read_text(f"{home}/job-{number}/executed")
+        executed = process.machine.read_text(f"{home}/{backend}-{number}/executed")
         assert executed == "ran\n", f"job {number} ran {executed.count('ran')} times"
         assert jobs[jobid]["exit_code"] == number
         assert jobs[jobid]["state"] == ("COMPLETED" if number == 0 else "FAILED")
