@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
@@ -68,7 +69,7 @@ def digest_of(data: bytes) -> str:
     return f"sha-256:{hashlib.sha256(data).hexdigest()}"
 
 
-def write(entries: Iterable[tuple[Entry, BinaryIO | None]]) -> Iterator[bytes]:
+def write(entries: Iterable[tuple[Entry, BinaryIO | None]]) -> Generator[bytes, None, None]:
     """Yield a bundle chunk by chunk.
 
     :param entries: each entry with the open file of its content (``None`` for folders and links). The file is closed.
@@ -77,22 +78,46 @@ def write(entries: Iterable[tuple[Entry, BinaryIO | None]]) -> Iterator[bytes]:
     yield MAGIC
     count = 0
     for entry, content in entries:
-        yield entry.to_line()
         count += 1
-        if content is None:
-            continue
-        digest = hashlib.sha256()
-        left = entry.size
-        with content:
-            while left:
-                chunk = content.read(min(CHUNK, left))
-                if not chunk:
-                    raise IntegrityError(f"{entry.path or 'the file'} shrank while it was being sent: {left} bytes missing")
-                digest.update(chunk)
-                left -= len(chunk)
-                yield chunk
-        yield b'\n{"digest": "sha-256:%s"}\n' % digest.hexdigest().encode("ascii")
-    yield b'{"end": %d}\n' % count
+        # Around the first line, too: whoever takes the chunks may stop there, and the file must not stay open.
+        with content or nullcontext():
+            yield entry.to_line()
+            if content is not None:
+                yield from _content(entry, content)
+    yield _end_line(count)
+
+
+def _content(entry: Entry, content: BinaryIO) -> Iterator[bytes]:
+    digest = hashlib.sha256()
+    left = entry.size
+    while left:
+        chunk = content.read(min(CHUNK, left))
+        if not chunk:
+            raise IntegrityError(f"{entry.path or 'the file'} shrank while it was being sent: {left} bytes missing")
+        digest.update(chunk)
+        left -= len(chunk)
+        yield chunk
+    yield _digest_line(digest)
+
+
+def length_of(entries: Iterable[Entry]) -> int:
+    """The number of bytes of the bundle that :func:`write` makes of these entries, so that it can be announced."""
+    count = 0
+    length = len(MAGIC)
+    for entry in entries:
+        count += 1
+        length += len(entry.to_line())
+        if entry.type == "file":
+            length += entry.size + len(_digest_line(hashlib.sha256()))
+    return length + len(_end_line(count))
+
+
+def _digest_line(digest: hashlib._Hash) -> bytes:
+    return b'\n{"digest": "sha-256:%s"}\n' % digest.hexdigest().encode("ascii")
+
+
+def _end_line(count: int) -> bytes:
+    return b'{"end": %d}\n' % count
 
 
 class Reader:

@@ -245,6 +245,9 @@ class Busy(GatewayError):
         super().__init__(message, request_id=request_id, retryable=retryable)
         self.retry_after = retry_after
 
+    def to_wire(self) -> dict[str, Any]:
+        return {**super().to_wire(), "retry_after": self.retry_after}
+
 
 class ServerFault(GatewayError):
     """A fault of the gateway's own; its log has the details under the request id."""

@@ -242,7 +242,9 @@ class Operation:
 
 
 _OPERATION_ROWS = (
-    Operation("stat", "attributes of a path; `follow` (default: no) looks through a symbolic link", ("path",), ("follow",)),
+    Operation(
+        "stat", "attributes of a path; `follow` (default: no) looks through a symbolic link", ("path",), ("follow",)
+    ),
     Operation("list", "the entries of a folder with their attributes", ("path",), ("recursive", "pattern")),
     Operation("glob", "the paths that match a shell pattern", ("pattern",)),
     Operation("realpath", "the path with every symbolic link resolved", ("path",)),
@@ -253,7 +255,9 @@ _OPERATION_ROWS = (
         ("parents", "exist_ok", "mode"),
         repeatable=False,
     ),
-    Operation("rename", "rename a file or folder; an existing target is refused", ("path", "target"), (), repeatable=False),
+    Operation(
+        "rename", "rename a file or folder; an existing target is refused", ("path", "target"), (), repeatable=False
+    ),
     Operation(
         "copy",
         "copy a file or folder on the cluster, as `cp -r` does",

@@ -34,11 +34,15 @@ def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
     metavar="NAME=TEMPLATE[:ro]",
     help="A further folder that users reach: scratch, projects, read-only software. May be repeated.",
 )
-@click.option("--allow-shared-home", is_flag=True, default=None, help="Let several users share one home without {username}.")
+@click.option(
+    "--allow-shared-home", is_flag=True, default=None, help="Let several users share one home without {username}."
+)
 @click.option("--host", help="The address to listen on.  [default: localhost]")
 @click.option("--port", type=int, help="The port to listen on; 0: any free one.  [default: 5005]")
 @click.option("--reload", is_flag=True, help="Start again whenever the code changes; for development.")
-@click.option("--state", type=click.Path(path_type=Path, file_okay=False), help="The folder for the gateway's own data.")
+@click.option(
+    "--state", type=click.Path(path_type=Path, file_okay=False), help="The folder for the gateway's own data."
+)
 @click.option("--database", metavar="URL", help="The database.  [default: SQLite in the state folder]")
 @click.option(
     "--dev-token",
@@ -51,7 +55,9 @@ def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
 @click.option("--machine", help="What the machine is called.  [default: the backend's name]")
 @click.option("--slots", type=int, help="Jobs that the backend local runs at once.  [default: number of processors]")
 @click.option("--poll-interval", type=float, help="Seconds for which one answer of the scheduler serves everybody.")
-@click.option("--access-log", type=click.Path(path_type=Path, dir_okay=False), help="Append a JSON line for each request.")
+@click.option(
+    "--access-log", type=click.Path(path_type=Path, dir_okay=False), help="Append a JSON line for each request."
+)
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with the same settings.")
 def serve(config: Path | None, reload: bool, **flags: Any) -> None:
     """Serve a gateway over HTTP.

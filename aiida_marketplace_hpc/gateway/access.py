@@ -58,13 +58,20 @@ class AccessLog:
                 self._file = None
 
 
-def error_response(error: GatewayError) -> JSONResponse:
+class Json(JSONResponse):
+    """JSON in ASCII, as the published gateway writes it; so a file name that is not UTF-8 survives as escaped surrogates."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def error_response(error: GatewayError) -> Json:
     """The answer that says an error."""
     headers = {}
     retry_after = getattr(error, "retry_after", None)
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, round(retry_after)))
-    return JSONResponse(error.to_wire(), status_code=error.status, headers=headers)
+    return Json(error.to_wire(), status_code=error.status, headers=headers)
 
 
 class Access:

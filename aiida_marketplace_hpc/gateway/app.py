@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from urllib.parse import parse_qsl
 
 import anyio
 import anyio.from_thread
@@ -18,7 +19,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
 from aiida_marketplace_hpc import __version__
@@ -30,7 +31,7 @@ from aiida_marketplace_hpc.errors import (
     ServerFault,
     TooLarge,
 )
-from aiida_marketplace_hpc.gateway.access import Access, AccessLog, error_response
+from aiida_marketplace_hpc.gateway.access import Access, AccessLog, Json, error_response
 from aiida_marketplace_hpc.gateway.auth import bearer_token
 from aiida_marketplace_hpc.gateway.pages import api_page, front_page
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
@@ -106,7 +107,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if status == 405:
         answer = InvalidRequest(f"{request.method} is not possible on {request.url.path}", request_id=request_id)
         headers = getattr(error, "headers", None)
-        return JSONResponse(answer.to_wire(), status_code=405, headers=headers)
+        return Json(answer.to_wire(), status_code=405, headers=headers)
     if status == 404:
         return error_response(NotFound(f"there is nothing at {request.url.path}; see /docs", request_id=request_id))
     return error_response(ServerFault(str(error), request_id=request_id))
@@ -123,7 +124,7 @@ def _endpoint(gateway: Gateway, capability: Capability) -> Callable[[Request], A
                 token = bearer_token(request.headers.get("authorization"))
                 caller = await run_in_threadpool(gateway.caller, token)
                 request.state.user = caller.user.email
-            parameters = parse_parameters(capability, request.path_params, request.query_params)
+            parameters = parse_parameters(capability, request.path_params, _query(request))
             async with AsyncExitStack() as resources:
                 fields = await _json(request) if capability.body == "json" else {}
                 body = await _file(request, resources) if capability.body == "file" else None
@@ -138,9 +139,15 @@ def _endpoint(gateway: Gateway, capability: Capability) -> Callable[[Request], A
     return endpoint
 
 
+def _query(request: Request) -> dict[str, str]:
+    # File names need not be UTF-8: what is not stays what it is, as surrogate escapes.
+    raw = request.scope["query_string"].decode("latin-1")
+    return dict(parse_qsl(raw, keep_blank_values=True, errors="surrogateescape"))
+
+
 def _response(answer: Answer) -> Response:
     if not isinstance(answer, Stream):
-        return JSONResponse(answer)
+        return Json(answer)
     headers = dict(answer.headers)
     if answer.size is not None:
         headers["Content-Length"] = str(answer.size)

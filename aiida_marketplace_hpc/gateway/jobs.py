@@ -107,6 +107,10 @@ class Jobs:
         if attributes["type"] != "directory":
             raise FileError(f"Not a directory: {folder}", errno="ENOTDIR", path=folder)
         folder = attributes["path"]
+        try:
+            (folder + script).encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest("the folder and the script of a job need names in UTF-8") from None
         _, digest = _read_script(files, folder, script)
         if key is not None:
             key = f"key:{key}"

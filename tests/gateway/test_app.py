@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,14 @@ def test_a_page_in_a_users_folder_does_not_run_in_a_browser(alice: Client) -> No
     assert answer.headers["Content-Type"] == "application/octet-stream"
     assert answer.headers["Content-Disposition"].startswith("attachment")
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_a_name_that_is_not_utf8_stays_what_it_is(alice: Client) -> None:
+    home = home_of(alice)
+    path = "/api/v1/file/upload/home?filename=odd-%FF%FE"
+    assert alice.send("PUT", path, data=b"x").status_code == 200
+    assert sorted(os.listdir(os.fsencode(home))) == [b".marketplace-hpc", b"odd-\xff\xfe"]
+    assert alice.query({"op": "list", "path": home})[0]["result"]["entries"][0]["name"] == "odd-\udcff\udcfe"
 
 
 def test_a_folder_comes_and_goes_as_a_bundle(alice: Client) -> None:

@@ -10,6 +10,8 @@ import pytest
 from aiida_marketplace_hpc.testing.aiida_profile import AiidaProfile, ProcessOutcome
 from aiida_marketplace_hpc.testing.machine import RigError, marked_with, wait_until
 
+pytestmark = pytest.mark.services
+
 _WORKFLOWS = """
 from aiida import orm
 from aiida.engine import WorkChain
@@ -30,8 +32,6 @@ _SUBMIT = """
 from aiida import orm
 from aiida.engine import submit
 from rig_workflows import Adding
-
-pytestmark = pytest.mark.services
 
 print(*(submit(Adding, x=orm.Int(x)).pk for x in (2, 3)))
 """

@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from aiida_marketplace_hpc.testing.cluster import IsolatedCluster
 from aiida_marketplace_hpc.testing.machine import process_table, wait_until
+
+pytestmark = pytest.mark.services
 
 
 def _alive(pids: set[int]) -> set[int]:
@@ -70,7 +74,6 @@ def test_the_death_of_the_tests_ends_every_process(isolated_cluster: IsolatedClu
 import os, signal
 from aiida_marketplace_hpc.testing.cluster import IsolatedCluster
 
-pytestmark = pytest.mark.services
 cluster = IsolatedCluster()
 cluster.start()
 cluster.popen(["sleep", "1000"], user=cluster.user)

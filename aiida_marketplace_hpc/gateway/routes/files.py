@@ -114,7 +114,7 @@ def _path(call: Call, filename: str) -> str:
     # Below a root '..' is resolved on the way, where links count; a job's folder is not left at all.
     if filename.startswith("/") or (root is None and ".." in filename.split("/")):
         raise InvalidRequest(f"{filename!r} is not a path below {base}")
-    return f"{base}/{filename}" if filename else base
+    return base if filename in ("", ".") else f"{base}/{filename}"
 
 
 def _form_name(body: Body) -> str:
