@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+
+from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler
+from aiida_marketplace_hpc.testing.backend import FakeBackend
+from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
+from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
 
 pytest_plugins = ["aiida_marketplace_hpc.testing.fixtures"]
 
@@ -12,3 +20,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "slurm_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("slurm")
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def served(tmp_path: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedGateway]:
+    monkeypatch.setenv("MP_ACCESS_TOKEN", TOKENS[ALICE])
+    with ServedGateway(tmp_path, backend) as served:
+        yield served
+
+
+@pytest.fixture
+def transport(served: ServedGateway) -> Iterator[MarketplaceHpcTransport]:
+    with MarketplaceHpcTransport(machine="cluster", url=served.url) as transport:
+        yield transport
+
+
+@pytest.fixture
+def scheduler(transport: MarketplaceHpcTransport) -> MarketplaceHpcScheduler:
+    scheduler = MarketplaceHpcScheduler()
+    scheduler.set_transport(transport)
+    return scheduler

@@ -1,26 +1,23 @@
 """The file operations of a gateway that shares a file system with its cluster.
 
-Everything works on a :class:`~aiida_marketplace_hpc.gateway.roots.Place`, relative to open folders, without a shell. A file
-is written under the gateway's private folder of the same root, flushed to disk and only then renamed to its final name: no
-reader ever sees half of it, and of two writers one wins with a whole file.
+Everything works on a :class:`~aiida_marketplace_hpc.gateway.roots.Place`, relative to open folders, without a shell.
 """
 
 from __future__ import annotations
 
 import errno
 import fnmatch
-import hashlib
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import FileError, Forbidden, IntegrityError, InvalidRequest
+from aiida_marketplace_hpc.gateway.draft import Draft, opened
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place, Roots
 
 Read = Callable[[int], bytes]
@@ -79,7 +76,7 @@ class Files:
                 continue
             entries.append({"name": prefix + name, **attributes})
             if recursive and attributes["type"] == "directory":
-                with _opened(name, _LIST, folder) as below:
+                with opened(name, _LIST, folder) as below:
                     self._walk(below, f"{prefix}{name}/", recursive, entries, False, depth + 1)
 
     def glob(self, pattern: str) -> list[str]:
@@ -192,7 +189,7 @@ class Files:
         if depth > _MAX_DEPTH:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         os.mkdir(goal.name, 0o700, dir_fd=goal.folder)
-        with _opened(source.name, _LIST, source.folder) as folder, _opened(goal.name, _LIST, goal.folder) as made:
+        with opened(source.name, _LIST, source.folder) as folder, opened(goal.name, _LIST, goal.folder) as made:
             for name in sorted(os.listdir(folder)):
                 if source.name == "." and name == PRIVATE:
                     continue
@@ -214,7 +211,7 @@ class Files:
             os.fchmod(made, stat.S_IMODE(os.fstat(folder).st_mode))
 
     def _copy_file(self, source: Place, goal: Place) -> None:
-        with _reading(source) as content, _Draft(goal) as draft:
+        with _reading(source) as content, Draft(goal) as draft:
             while chunk := content.read(bundle.CHUNK):
                 draft.write(chunk)
             draft.commit(stat.S_IMODE(os.fstat(content.fileno()).st_mode))
@@ -249,7 +246,7 @@ class Files:
         if parents and (folder := str(PurePosixPath(path).parent)) != "/":
             self.mkdir(folder, parents=True, exist_ok=True)
         target = self._inside(path, into) if into else path
-        with self.roots.place(target) as place, _told(target), _Draft(place.writable(), overwrite) as draft:
+        with self.roots.place(target) as place, _told(target), Draft(place.writable(), overwrite) as draft:
             while chunk := read(bundle.CHUNK):
                 draft.write(chunk)
             if digest is not None and digest != draft.digest:
@@ -282,7 +279,7 @@ class Files:
                         self.remove(where)
                 self.symlink(where, entry.target)
             else:
-                with self.roots.place(where) as place, _told(where), _Draft(place.writable(), overwrite) as draft:
+                with self.roots.place(where) as place, _told(where), Draft(place.writable(), overwrite) as draft:
                     for chunk in chunks:
                         draft.write(chunk)
                     # Only now, past the digest, is the file known to be whole; the reader raises if it is not.
@@ -322,7 +319,7 @@ class Files:
                 elif stat.S_ISDIR(attributes.st_mode):
                     if relative.count("/") > _MAX_DEPTH:
                         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                    with _opened(place.name, _LIST, place.folder) as folder:
+                    with opened(place.name, _LIST, place.folder) as folder:
                         names = sorted(os.listdir(folder), reverse=True)
                     if place.name == ".":
                         names = [name for name in names if name != PRIVATE]
@@ -346,91 +343,8 @@ class Files:
 
     @contextmanager
     def _folder(self, path: str) -> Iterator[tuple[Place, int]]:
-        with self.roots.place(path) as place, _told(path), _opened(place.name, _LIST, place.folder) as folder:
+        with self.roots.place(path) as place, _told(path), opened(place.name, _LIST, place.folder) as folder:
             yield place, folder
-
-
-class _Draft:
-    """A file being written, out of sight; :meth:`commit` gives it its name, leaving the block without it leaves nothing."""
-
-    def __init__(self, place: Place, overwrite: bool = True) -> None:
-        self._place = place
-        self._overwrite = overwrite
-        self._hash = hashlib.sha256()
-        self._committed = False
-        self.size = 0
-
-    @property
-    def digest(self) -> str:
-        return f"sha-256:{self._hash.hexdigest()}"
-
-    def __enter__(self) -> _Draft:
-        self._existing = self._target()
-        self._folder = _private_folder(self._place)
-        self._name = secrets.token_hex(16)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            if os.fstat(self._folder).st_dev != os.fstat(self._place.folder).st_dev:
-                # A file system mounted below the root: only there can the file be renamed in one step.
-                os.close(self._folder)
-                self._folder, self._name = os.dup(self._place.folder), f"{PRIVATE}-{self._name}"
-            self._file: IO[bytes] = os.fdopen(os.open(self._name, flags, 0o666, dir_fd=self._folder), "wb")
-        except BaseException:
-            os.close(self._folder)
-            raise
-        return self
-
-    def _target(self) -> os.stat_result | None:
-        try:
-            existing = self._place.lstat()
-        except FileNotFoundError:
-            os.stat(".", dir_fd=self._place.folder)  # The folder may be gone: say so before anything is sent.
-            return None
-        if stat.S_ISDIR(existing.st_mode):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not self._overwrite:
-            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-        return existing
-
-    def write(self, chunk: bytes) -> None:
-        self._file.write(chunk)
-        self._hash.update(chunk)
-        self.size += len(chunk)
-
-    def commit(self, mode: int | None = None) -> None:
-        if mode is None and self._existing is not None:
-            mode = stat.S_IMODE(self._existing.st_mode)
-        if mode is not None:
-            os.fchmod(self._file.fileno(), mode & 0o7777)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        place = self._place
-        if self._overwrite:
-            os.rename(self._name, place.name, src_dir_fd=self._folder, dst_dir_fd=place.folder)
-        else:
-            os.link(self._name, place.name, src_dir_fd=self._folder, dst_dir_fd=place.folder)
-            os.unlink(self._name, dir_fd=self._folder)
-        self._committed = True
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._file.close()
-            if not self._committed:
-                os.unlink(self._name, dir_fd=self._folder)
-        finally:
-            os.close(self._folder)
-
-
-def _private_folder(place: Place) -> int:
-    """Open the folder for unfinished files of the place's root; it is made where it is missing."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _opened(place.root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) as root:
-        with suppress(FileExistsError):
-            os.mkdir(PRIVATE, 0o700, dir_fd=root)
-        with _opened(PRIVATE, flags, root) as private:
-            with suppress(FileExistsError):
-                os.mkdir("unfinished", 0o700, dir_fd=private)
-            return os.open("unfinished", flags, dir_fd=private)
 
 
 def _below(path: str, relative: str) -> str:
@@ -477,15 +391,6 @@ def _remove_tree(folder: int, name: str) -> None:
 
 def _reraise(error: OSError) -> None:
     raise error
-
-
-@contextmanager
-def _opened(name: str, flags: int, folder: int | None = None) -> Iterator[int]:
-    descriptor = os.open(name, flags, dir_fd=folder)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _open_regular(place: Place) -> BinaryIO:

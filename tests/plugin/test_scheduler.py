@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,35 +16,10 @@ from aiida_marketplace_hpc.errors import Unauthorized
 from aiida_marketplace_hpc.gateway.backends.base import Refused, Submission
 from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler, calculation_uuid, job_info
 from aiida_marketplace_hpc.testing.backend import FakeBackend
-from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
+from aiida_marketplace_hpc.testing.served import ServedGateway
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
 
 UUID = str(uuid.UUID(int=0x1234567890ABCDEF1234567890ABCDEF))
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def served(tmp_path: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedGateway]:
-    monkeypatch.setenv("MP_ACCESS_TOKEN", TOKENS[ALICE])
-    with ServedGateway(tmp_path, backend) as served:
-        yield served
-
-
-@pytest.fixture
-def transport(served: ServedGateway) -> Iterator[MarketplaceHpcTransport]:
-    with MarketplaceHpcTransport(machine="cluster", url=served.url) as transport:
-        yield transport
-
-
-@pytest.fixture
-def scheduler(transport: MarketplaceHpcTransport) -> MarketplaceHpcScheduler:
-    scheduler = MarketplaceHpcScheduler()
-    scheduler.set_transport(transport)
-    return scheduler
 
 
 @pytest.fixture

@@ -29,12 +29,6 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedGa
 
 
 @pytest.fixture
-def transport(served: ServedGateway) -> Iterator[MarketplaceHpcTransport]:
-    with MarketplaceHpcTransport(machine="cluster.example.org", url=served.url) as transport:
-        yield transport
-
-
-@pytest.fixture
 def work(transport: MarketplaceHpcTransport) -> str:
     path = f"{transport.normalize('.')}/work"
     transport.mkdir(path)
