@@ -44,7 +44,6 @@ def processes_of(directory: Path) -> list[str]:
 class Run:
     directory: Path
     said: str
-    seconds: float
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +66,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     directory = folder / "demo-result"
     log = directory / "demo.log"
     assert done.returncode == 0, f"{done.stdout}\n{log.read_text() if log.exists() else ''}"
-    yield Run(directory, done.stdout, seconds)
+    print(f"\nthe demo took {seconds:.0f} s")
+    yield Run(directory, done.stdout)
     assert not (folder / "own").exists()
-
-
-def test_it_takes_less_than_two_minutes(run: Run) -> None:
-    assert run.seconds < 120
 
 
 def test_every_process_has_finished_well(run: Run) -> None:

@@ -20,6 +20,8 @@ from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.install import install
 from aiida_marketplace_hpc.testing.machine import Machine, RigError
 
+pytestmark = pytest.mark.services
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE = EXAMPLES / "quantum_espresso"
 PSEUDO_FOLDER = Path("/usr/share/espresso/pseudo")
