@@ -86,10 +86,16 @@ class Roots:
         return next((root for root in self._roots if root.name == name), None)
 
     def prepare(self) -> None:
-        """Make the folders of writable roots that are missing; may be repeated."""
+        """Make the folders of writable roots that are missing; may be repeated.
+
+        :raises FileError: if one cannot be made.
+        """
         for root in self._roots:
             if not root.read_only:
-                os.makedirs(root.path, mode=0o700, exist_ok=True)
+                try:
+                    os.makedirs(root.path, mode=0o700, exist_ok=True)
+                except OSError as exc:
+                    raise FileError.from_os_error(exc, root.path) from exc
 
     @contextmanager
     def place(self, path: str, *, follow: bool = True, make_parents: bool = False) -> Iterator[Place]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from uvicorn.supervisors import ChangeReload
 import aiida_marketplace_hpc
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.app import create_app
-from aiida_marketplace_hpc.gateway.config import Settings, load
+from aiida_marketplace_hpc.gateway.config import RootTemplate, Settings, load
 from aiida_marketplace_hpc.gateway.service import Gateway
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,8 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
         raise ConfigurationError(
             f"the state folder {state} cannot be written ({exc.strerror}): give --state DIR"
         ) from exc
+    for root in settings.roots:
+        _check_root(root)
     listener = _listen(settings.host, settings.port)
     for line in _welcome(settings):
         logger.info("%s", line)
@@ -94,6 +98,22 @@ class _Reloaded:
 def _log_to_stderr() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _check_root(root: RootTemplate) -> None:
+    """Make sure that the part of a root which is the same for everybody is there."""
+    above, placeholder, _ = root.template.partition("{username}")
+    folder = os.path.dirname(above) if placeholder else root.template
+    try:
+        if not root.read_only:
+            os.makedirs(folder, exist_ok=True)
+            os.stat(os.path.join(folder, "."))
+        elif not os.path.isdir(folder):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    except OSError as exc:
+        raise ConfigurationError(f"the folder {folder} of the root {root.name} cannot be used: {exc.strerror}") from exc
+    if not root.read_only and not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"the folder {folder} of the root {root.name} cannot be written by this account")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,0 +1,76 @@
+"""``marketplace-hpc gateway serve``: what it says when something is wrong, and when it is ready."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+COMMAND = [str(Path(sys.executable).with_name("marketplace-hpc")), "gateway", "serve"]
+TOKEN = ["--dev-token", "me@example.org=a-token-of-mine"]
+
+
+def refused(tmp_path: Path, *arguments: str) -> str:
+    """What the command says when it does not start."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MARKETPLACE_HPC_")}
+    done = subprocess.run(
+        [*COMMAND, "--state", str(tmp_path / "state"), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_a_taken_port_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused(tmp_path, *TOKEN, "--host", "127.0.0.1", "--port", str(port))
+    assert str(port) in said
+    assert "--port" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "--dev-token"),
+        (["--dev-token", "nonsense"], "USER=TOKEN"),
+        (["--dev-token", "me=short"], "8 characters"),
+        ([*TOKEN, "--backend", "slurm"], "--home"),
+        ([*TOKEN, "--backend", "firecrest", "--home", "/tmp/x/{username}"], "not available in this version"),
+        ([*TOKEN, "--root", "software=/no/such/folder:ro"], "/no/such/folder"),
+        ([*TOKEN, "--home", "/proc/no/{username}"], "/proc/no"),
+        ([*TOKEN, "--config", "/no/such.toml"], "/no/such.toml"),
+    ],
+)
+def test_what_makes_no_sense_is_named(tmp_path: Path, arguments: list[str], named: str) -> None:
+    assert named in refused(tmp_path, *arguments)
+
+
+def test_a_state_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file")
+    assert "--state" in refused(tmp_path, *TOKEN)
+
+
+def test_it_says_when_it_is_ready_and_stops_on_request(tmp_path: Path) -> None:
+    arguments = [*COMMAND, *TOKEN, "--host", "127.0.0.1", "--port", "0", "--state", str(tmp_path / "state")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("listening on http://127.0.0.1:")
+        answer = requests.get(line.removeprefix("listening on ").strip() + "/heartbeat", timeout=20)
+        assert answer.status_code == 200
+        process.send_signal(signal.SIGTERM)
+        # uvicorn ends in good order and then by the signal itself, as shells expect.
+        assert process.wait(timeout=20) in (0, -signal.SIGTERM)
+        assert process.stdout.read() == ""
