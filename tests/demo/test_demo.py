@@ -147,6 +147,7 @@ def test_the_token_is_in_its_own_file_only(run: Run) -> None:
     assert [path for path in others if token in path.read_bytes()] == []
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_when_it_is_interrupted_nothing_is_left_running(tmp_path: Path, number: signal.Signals) -> None:
     directory = tmp_path / "result"
