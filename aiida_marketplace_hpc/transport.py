@@ -335,12 +335,14 @@ class MarketplaceHpcTransport(AsyncTransport):
     ) -> None:
         """Copy files to another computer, by way of this one."""
         dereference = kwargs.pop("dereference", True)
-        with tempfile.TemporaryDirectory() as folder:
+        run = self.connection.off_loop.run
+        folder = await run(tempfile.mkdtemp)
+        try:
             await self.get_async(remotesource, folder, dereference=dereference)
-            # One entry may be renamed on arrival, several need a folder there.
-            names = os.listdir(folder)
-            for name in names:
+            for name in await run(os.listdir, folder):
                 await transportdestination.put_async(os.path.join(folder, name), remotedestination, **kwargs)
+        finally:
+            await run(shutil.rmtree, folder, ignore_errors=True)
 
     def copy_from_remote_to_remote(
         self, transportdestination: Any, remotesource: Any, remotedestination: Any, **kwargs: Any

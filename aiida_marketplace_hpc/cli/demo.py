@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -88,7 +87,7 @@ def _run(staged: Stage) -> None:
     with _step("gateway") as step:
         command = staged.start_gateway()
         step.text = f"gateway on {staged.url}, running up to {staged.slots} jobs at once"
-        step.commands = [_without_directory(shlex.join(command), layout)]
+        step.commands = [shlex.join(command)]
 
     click.secho("AiiDA's side", bold=True)
     with _step("profile without PostgreSQL and RabbitMQ", "verdi presto --use-zeromq"):
@@ -287,7 +286,3 @@ def _shown(path: Path) -> str:
     except ValueError:
         shown = str(path)
     return shlex.quote(shown)
-
-
-def _without_directory(command: str, layout: Layout) -> str:
-    return command.replace(f"{layout.directory}{os.sep}", "")

@@ -144,7 +144,8 @@ def _welcome(settings: Settings) -> Sequence[str]:
     )
     accounts = {
         "own": "own: one person, who also runs the gateway",
-        "shared": "shared: jobs of all users run under this one Unix account and can reach whatever it can",
+        "shared": "shared: jobs of all users run under this one Unix account and reach what it reaches, "
+        "the gateway's tokens and database included",
     }
     return (
         f"backend {settings.backend}, roots {roots}",
