@@ -260,9 +260,9 @@ _OPERATION_ROWS = (
     ),
     Operation(
         "copy",
-        "copy a file or folder on the cluster, as `cp -r` does",
+        "copy a file or folder on the cluster, as `cp -r` does; `exact`: a file's content, to exactly this name",
         ("path", "target"),
-        ("dereference", "recursive"),
+        ("dereference", "exact"),
         repeatable=False,
     ),
     Operation("symlink", "make `path` a symbolic link to `target`", ("path", "target"), (), repeatable=False),

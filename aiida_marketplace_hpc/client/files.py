@@ -210,7 +210,10 @@ class RemoteDisk:
     def copy(
         self, remotesource: AnyPath, remotedestination: AnyPath, dereference: bool = False, recursive: bool = True
     ) -> None:
-        """Copy a file or folder, or everything that matches a pattern, on the cluster, without it coming here."""
+        """Copy a file or folder, or everything that matches a pattern, on the cluster, without it coming here.
+
+        :param recursive: has no effect, as with aiida-core's local transport.
+        """
         _given("remotesource", remotesource)
         _given("remotedestination", remotedestination)
         source, goal = self._absolute(remotesource), self._absolute(remotedestination)
@@ -220,14 +223,15 @@ class RemoteDisk:
             sources = self.glob(source)
             if len(sources) > 1 and not self.isdir(goal):
                 raise OSError(errno.ENOTDIR, "several paths cannot be copied to the name of one", goal)
-        self._all(
-            {"op": "copy", "path": found, "target": goal, "dereference": dereference, "recursive": recursive}
-            for found in sources
-        )
+        self._all({"op": "copy", "path": found, "target": goal, "dereference": dereference} for found in sources)
 
+    @_posix
     def copyfile(self, remotesource: AnyPath, remotedestination: AnyPath, dereference: bool = False) -> None:
-        """Copy a file on the cluster."""
-        self.copy(remotesource, remotedestination, dereference, recursive=False)
+        """Copy the content of a file on the cluster to exactly this name; a link stays a link unless ``dereference``."""
+        _given("remotesource", remotesource)
+        _given("remotedestination", remotedestination)
+        source, goal = self._absolute(remotesource), self._absolute(remotedestination)
+        self._gateway.ask("copy", path=source, target=goal, dereference=dereference, exact=True)
 
     def copytree(self, remotesource: AnyPath, remotedestination: AnyPath, dereference: bool = False) -> None:
         """Copy a folder on the cluster."""
@@ -303,7 +307,7 @@ class RemoteDisk:
         if not os.path.exists(local):
             raise FileNotFoundError(errno.ENOENT, "the local path does not exist", local)
         if not os.path.isdir(local):
-            raise ValueError(f"the local path is not a folder: {local}")
+            raise NotADirectoryError(errno.ENOTDIR, "the local path is not a folder", local)
         if not overwrite and self.path_exists(remote):
             raise FileExistsError(errno.EEXIST, "not overwriting what exists", remote)
         transfer.put_tree(

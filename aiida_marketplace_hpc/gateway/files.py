@@ -165,25 +165,43 @@ class Files:
             if not (missing_ok and exc.errno == "ENOENT"):
                 raise
 
-    def copy(self, path: str, target: str, *, dereference: bool = False, recursive: bool = True) -> None:
+    def copy(self, path: str, target: str, *, dereference: bool = False, exact: bool = False) -> None:
         """Copy a file, or a folder with all that is in it, keeping permission bits.
 
         Into ``target`` where that is a folder, else to that name. A link *inside* a copied folder stays a link unless
         ``dereference``; a link that is itself named is looked through.
+
+        :param exact: copy the content of a file to exactly this name, without its permission bits; a link stays a link
+            unless ``dereference``.
         """
+        if exact:
+            self._copy_exactly(path, target, dereference)
+            return
         with self.roots.place(path) as source, _told(path):
             mode = source.lstat().st_mode
-            name = PurePosixPath(path).name
-            with self.roots.place(self._inside(target, name)) as goal, _told(target):
+            if self.realpath(target) == source.path:
+                raise InvalidRequest(f"{path} cannot be copied to itself")
+            with self.roots.place(self._inside(target, PurePosixPath(path).name)) as goal, _told(target):
                 goal.writable()
+                if goal.path == source.path:
+                    raise FileError(f"File exists: {goal.path} is what is copied", errno="EEXIST", path=goal.path)
                 if stat.S_ISDIR(mode):
-                    if not recursive:
-                        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
                     if f"{goal.path}/".startswith(f"{source.path}/"):
                         raise InvalidRequest(f"{path} cannot be copied into itself")
                     self._copy_tree(source, goal, dereference, 0)
                 else:
                     self._copy_file(source, goal)
+
+    def _copy_exactly(self, path: str, target: str, dereference: bool) -> None:
+        with self.roots.place(path) as real, _told(path):
+            real.lstat()
+            with self.roots.place(path, follow=False) as named:
+                if not dereference and stat.S_ISLNK(named.lstat().st_mode):
+                    link = os.readlink(named.name, dir_fd=named.folder)
+                    self.symlink(target, link)
+                    return
+            with self.roots.place(target) as goal, _told(target):
+                self._copy_file(real, goal.writable(), keep_mode=False)
 
     def _copy_tree(self, source: Place, goal: Place, dereference: bool, depth: int) -> None:
         if depth > _MAX_DEPTH:
@@ -210,11 +228,11 @@ class Files:
                     self._copy_file(below, there)
             os.fchmod(made, stat.S_IMODE(os.fstat(folder).st_mode))
 
-    def _copy_file(self, source: Place, goal: Place) -> None:
+    def _copy_file(self, source: Place, goal: Place, *, keep_mode: bool = True) -> None:
         with _reading(source) as content, Draft(goal) as draft:
             while chunk := content.read(bundle.CHUNK):
                 draft.write(chunk)
-            draft.commit(stat.S_IMODE(os.fstat(content.fileno()).st_mode))
+            draft.commit(stat.S_IMODE(os.fstat(content.fileno()).st_mode) if keep_mode else None)
 
     # Transfers
 
@@ -334,11 +352,11 @@ class Files:
 
     def _inside(self, path: str, name: str) -> str:
         """``path/name`` where ``path`` is a folder, else ``path``."""
-        with self.roots.place(path) as place:
-            try:
+        try:
+            with self.roots.place(path) as place:
                 is_folder = stat.S_ISDIR(place.lstat().st_mode)
-            except OSError:
-                is_folder = False
+        except (OSError, FileError):  # Whoever uses the path says what is wrong with it.
+            is_folder = False
         return _below(path, name) if is_folder else path
 
     @contextmanager

@@ -105,7 +105,7 @@ def _copy(call: Call, fields: Fields) -> Any:
         _text(fields, "path"),
         _text(fields, "target"),
         dereference=_flag(fields, "dereference"),
-        recursive=_flag(fields, "recursive", True),
+        exact=_flag(fields, "exact"),
     )
     return {}
 
