@@ -68,7 +68,7 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         """
         connection = self._connection
         try:
-            job = connection.off_loop.run_blocking_to_the_end(
+            job = connection.scheduler_off_loop.run_blocking_to_the_end(
                 connection.gateway.submit,
                 str(working_directory),
                 filename,
@@ -89,7 +89,7 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         connection = self._connection
         infos: dict[str, JobInfo] = {}
         if jobs is None:
-            for document in connection.off_loop.run_blocking(connection.gateway.active_jobs):
+            for document in connection.scheduler_off_loop.run_blocking(connection.gateway.active_jobs):
                 infos[document["jobid"]] = job_info(document)
         else:
             infos = self._states(connection, [str(job) for job in jobs])
@@ -98,7 +98,7 @@ class MarketplaceHpcScheduler(SlurmScheduler):
     def _states(self, connection: Connection, jobids: list[str]) -> dict[str, JobInfo]:
         reason = "the gateway knows no such job of yours"
         try:
-            known = connection.off_loop.run_blocking(connection.gateway.job_states, jobids)["jobs"]
+            known = connection.scheduler_off_loop.run_blocking(connection.gateway.job_states, jobids)["jobs"]
         except (ConfigurationError, Unauthorized):
             raise
         except MarketplaceHpcError as exc:
@@ -120,7 +120,7 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         """Cancel a job; ``True`` also for one that has ended. May be repeated."""
         connection = self._connection
         try:
-            connection.off_loop.run_blocking(connection.gateway.cancel_job, str(jobid))
+            connection.scheduler_off_loop.run_blocking(connection.gateway.cancel_job, str(jobid))
         except GatewayError as exc:
             if exc.retryable or isinstance(exc, Unauthorized):
                 raise
@@ -135,7 +135,7 @@ class MarketplaceHpcScheduler(SlurmScheduler):
             knows, and ``gateway``, its address.
         """
         connection = self._connection
-        job = connection.off_loop.run_blocking(connection.gateway.show_job, str(job_id), _WAIT_FOR_END)
+        job = connection.scheduler_off_loop.run_blocking(connection.gateway.show_job, str(job_id), _WAIT_FOR_END)
         accounting = job.pop("accounting", None) or {}
         columns = accounting.get("columns") or ["JobID", "State"]
         rows = accounting.get("rows") or [[job["scheduler_id"] or job_id, job["scheduler_state"] or job["state"]]]

@@ -26,6 +26,7 @@ from aiida_marketplace_hpc.offloop import OffLoop
 
 DEFAULT_TOKEN_SOURCE = "env:MP_ACCESS_TOKEN"  # noqa: S105 - where the token is, not the token.
 DEFAULT_MAX_IO = 8
+_SCHEDULER_CALLS = 4
 MACHINE = "gateway_machine"
 """The key under which the parameter ``machine`` is stored: AiiDA itself passes the computer's host name to every transport
 as ``machine``, so that a stored parameter of that name would make it fail."""
@@ -42,6 +43,9 @@ class Connection:
     gateway: HpcGateway
     disk: RemoteDisk
     off_loop: OffLoop
+    """For the transport."""
+    scheduler_off_loop: OffLoop
+    """For the scheduler, whose calls must not wait for transfers of hours to end."""
 
 
 _connections: dict[tuple[Any, ...], Connection] = {}
@@ -54,7 +58,8 @@ def connection(url: str, app_id: str, machine: str, token_source: str, max_io_al
     with _connections_lock:
         if key not in _connections:
             gateway = HpcGateway(url, app_id=app_id, token_source=token_source, machine=machine)
-            _connections[key] = Connection(gateway, RemoteDisk(gateway), OffLoop(max_io_allowed))
+            disk = RemoteDisk(gateway)
+            _connections[key] = Connection(gateway, disk, OffLoop(max_io_allowed), OffLoop(_SCHEDULER_CALLS))
         return _connections[key]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import uuid
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from aiida.engine import ExitCode
 from aiida.schedulers import SchedulerError
 from aiida.schedulers.datastructures import JobInfo, JobState
 from aiida.transports.plugins.local import LocalTransport
+from plumpy.greenback_bridge import ensure_portal
 
 from aiida_marketplace_hpc import protocol
 from aiida_marketplace_hpc.errors import Unauthorized
@@ -68,6 +71,27 @@ def wait_until(condition: object, seconds: float = 10.0) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_poll_does_not_wait_for_transfers(
+    scheduler: MarketplaceHpcScheduler, transport: MarketplaceHpcTransport, workdir: str
+) -> None:
+    jobid = scheduler.submit_job(workdir, "_aiidasubmit.sh")
+    ended = threading.Event()
+
+    async def main() -> JobInfo:
+        await ensure_portal()
+        run = transport.connection.off_loop.run
+        transfers = [asyncio.ensure_future(run(ended.wait, 20)) for _ in range(transport.max_io_allowed)]
+        await asyncio.sleep(0)
+        try:
+            return state_of(scheduler, str(jobid))
+        finally:
+            assert not any(transfer.done() for transfer in transfers)
+            ended.set()
+            await asyncio.gather(*transfers)
+
+    assert asyncio.run(main()).job_state is JobState.QUEUED
 
 
 def test_a_job_that_is_not_known_is_undetermined_and_troubles_nobody_else(
