@@ -95,28 +95,13 @@ class Access:
         noted["request_id"] = request_id
         started = time.monotonic()
         status = 0
+        logged = False
 
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID_HEADER] = request_id
-                for name, value in _SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_headers)
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            if status:
-                raise  # The answer has begun: cutting the connection is the only way left to say that it is not whole.
-            fault = ServerFault(
-                "the gateway has a fault; its log says more under this request's id", request_id=request_id
-            )
-            await error_response(fault)(scope, receive, send_with_headers)
-        finally:
+        def write_line() -> None:
+            nonlocal logged
+            if logged:
+                return
+            logged = True
             self._log.write(
                 {
                     "time": datetime.now(timezone.utc).isoformat(),
@@ -130,3 +115,29 @@ class Access:
                     "user": noted.get("user"),
                 }
             )
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                for name, value in _SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            elif not message.get("more_body"):
+                # Before the last byte: whoever has the whole answer finds its line in the log.
+                write_line()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if status:
+                raise  # The answer has begun: cutting the connection is the only way left to say that it is not whole.
+            fault = ServerFault(
+                "the gateway has a fault; its log says more under this request's id", request_id=request_id
+            )
+            await error_response(fault)(scope, receive, send_with_headers)
+        finally:
+            write_line()

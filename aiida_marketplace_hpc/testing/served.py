@@ -54,7 +54,7 @@ class ServedGateway:
         return "http://{}:{}".format(*self._socket.getsockname())
 
     def requests(self) -> list[dict[str, Any]]:
-        """The requests that were served, as the access log has them; complete once :meth:`stop` was called."""
+        """The requests that were answered so far, as the access log has them."""
         return [json.loads(line) for line in self.access_log.read_text().splitlines()]
 
     def __enter__(self) -> ServedGateway:
