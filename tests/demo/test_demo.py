@@ -72,7 +72,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 def test_every_process_has_finished_well(run: Run) -> None:
-    assert run.said.count("Finished [0]") == PROCESSES
+    # Without graphviz there is a tree of the processes, too, in which they are written a little differently.
+    assert run.said.count("⏹ Finished [0]") == PROCESSES
     verdi = str(Path(sys.executable).with_name("verdi"))
     environment = {**os.environ, "AIIDA_PATH": str(run.directory)}
     listed = subprocess.run(
