@@ -104,9 +104,21 @@ def _in_pool(operation: Callable[..., Any]) -> Callable[..., Any]:
         return await self.connection.off_loop.run(operation, self.connection.disk, *args, **kwargs)
 
     method.operation = operation  # type: ignore[attr-defined]
-    method.__name__ = f"{operation.__name__}_async"
+    method.__name__ = f"{operation.__name__.lstrip('_')}_async"
     method.__doc__ = operation.__doc__
     return method
+
+
+def _compress(_: RemoteDisk, *args: Any, **kwargs: Any) -> None:
+    """Not available in this version."""
+    raise NotImplementedError(
+        "the gateway cannot make archives yet: stash with the mode `copy` instead of a compressed one"
+    )
+
+
+def _extract(_: RemoteDisk, *args: Any, **kwargs: Any) -> None:
+    """Not available in this version."""
+    raise NotImplementedError("the gateway cannot unpack archives yet: unpack them in a calculation job")
 
 
 class MarketplaceHpcTransport(AsyncTransport):
@@ -315,25 +327,8 @@ class MarketplaceHpcTransport(AsyncTransport):
         """Iterate over the paths that match a pattern."""
         return self.run_command_blocking(self.iglob_async, pathname)
 
-    async def compress_async(self, *args: Any, **kwargs: Any) -> None:
-        """Not available in this version."""
-        raise NotImplementedError(
-            "the gateway cannot make archives yet: stash with the mode `copy` instead of a compressed one"
-        )
-
-    async def extract_async(self, *args: Any, **kwargs: Any) -> None:
-        """Not available in this version."""
-        raise NotImplementedError("the gateway cannot unpack archives yet: unpack them in a calculation job")
-
-    def compress(self, *args: Any, **kwargs: Any) -> None:
-        """Not available in this version."""
-        raise NotImplementedError(
-            "the gateway cannot make archives yet: stash with the mode `copy` instead of a compressed one"
-        )
-
-    def extract(self, *args: Any, **kwargs: Any) -> None:
-        """Not available in this version."""
-        raise NotImplementedError("the gateway cannot unpack archives yet: unpack them in a calculation job")
+    compress_async = _in_pool(_compress)
+    extract_async = _in_pool(_extract)
 
     async def copy_from_remote_to_remote_async(
         self, transportdestination: Any, remotesource: Any, remotedestination: Any, **kwargs: Any
