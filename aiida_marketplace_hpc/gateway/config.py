@@ -57,6 +57,14 @@ class RootTemplate:
         """The absolute path of this root for one user."""
         return self.template.replace("{username}", username)
 
+    def lies_below(self, other: RootTemplate) -> bool:
+        """Whether this root is, or lies below, another one for some user."""
+        parts, above = PurePosixPath(self.template).parts, PurePosixPath(other.template).parts
+        pairs = zip(parts, above, strict=False)
+        return len(parts) >= len(above) and all(
+            mine == theirs or "{username}" in mine + theirs for mine, theirs in pairs
+        )
+
 
 def _absolute_template(template: str) -> str:
     stripped = template.replace("{username}", "")
@@ -115,12 +123,19 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _homes_are_apart(self) -> Settings:
+    def _folders_are_apart(self) -> Settings:
         if self.backend == "slurm" and not self.home:
             raise ValueError(
                 "backend slurm needs to know where the users' folders on the cluster are: "
                 "give --home, for example --home /scratch/gateway/{username}"
             )
+        for root in self.roots:
+            above = next((one for one in self.roots if not one.read_only and root.lies_below(one)), None)
+            if root.read_only and above is not None:
+                raise ValueError(
+                    f"the root {root.name} would not be read-only: it lies below {above.name} ({above.template}), "
+                    "which can be written"
+                )
         if not self.roots[0].per_user and len(self.dev_token) != 1 and not self.allow_shared_home:
             raise ValueError(
                 f"--home {self.home} is one folder for several users, who would reach each other's files: put {{username}} "

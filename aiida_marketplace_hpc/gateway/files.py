@@ -261,10 +261,12 @@ class Files:
         :param parents: make missing folders on the way.
         :raises IntegrityError: if the body does not have ``digest``, or broke off.
         """
-        if parents and (folder := str(PurePosixPath(path).parent)) != "/":
-            self.mkdir(folder, parents=True, exist_ok=True)
         target = self._inside(path, into) if into else path
-        with self.roots.place(target) as place, _told(target), Draft(place.writable(), overwrite) as draft:
+        with (
+            self.roots.place(target, make_parents=parents) as place,
+            _told(target),
+            Draft(place.writable(), overwrite) as draft,
+        ):
             while chunk := read(bundle.CHUNK):
                 draft.write(chunk)
             if digest is not None and digest != draft.digest:
@@ -281,16 +283,16 @@ class Files:
         :raises IntegrityError: for a wrong digest or a bundle that broke off; files that came before it are there.
         """
         target = self._inside(path, into) if into else path
-        if parents:
-            self.mkdir(str(PurePosixPath(target).parent), parents=True, exist_ok=True)
+        tops = {root.path for root in self.roots}
         count = 0
         modes: list[tuple[str, int]] = []
         for entry, chunks in bundle.Reader(read):
             count += 1
             where = _below(target, entry.path)
             if entry.type == "directory":
-                self.mkdir(where, exist_ok=overwrite, mode=0o700 | entry.mode)
-                modes.append((where, entry.mode))
+                self.mkdir(where, parents=parents, exist_ok=overwrite, mode=0o700 | entry.mode)
+                if where.rstrip("/") not in tops:  # What is put right into a root does not change the root itself.
+                    modes.append((where, entry.mode))
             elif entry.type == "symlink":
                 with suppress(FileError):
                     if overwrite and self.stat(where)["type"] != "directory":

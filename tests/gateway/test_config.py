@@ -35,6 +35,8 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path, m
         ({"root": ("scratch=x",)}, "root"),
         ({"root": ("home=/x",)}, "root"),
         ({"root": ("a=/x", "a=/y")}, "root"),
+        ({"home": "/h/{username}", "root": ("sw=/h/alice/sw:ro",)}, "would not be read-only"),
+        ({"root": ("scratch=/s", "sw=/s/{username}/sw:ro")}, "would not be read-only"),
         ({"port": 70000}, "port"),
         ({"nonsense": 1}, "nonsense"),
     ],
@@ -55,6 +57,10 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("port = = 1")
     with pytest.raises(ConfigurationError, match=r"broken\.toml"):
         load({}, tmp_path / "broken.toml")
+
+
+def test_a_writable_root_may_lie_below_a_read_only_one() -> None:
+    load({"home": "/h/{username}", "root": ("all=/h:ro", "usr=/usr:ro")})
 
 
 def test_roots_are_read_only_on_demand() -> None:

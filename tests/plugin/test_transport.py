@@ -137,6 +137,21 @@ def test_put_and_get(transport: MarketplaceHpcTransport, work: str, local: Path,
     assert not list(there.glob(".*"))
 
 
+def test_the_content_of_a_folder_goes_right_into_a_root(transport: MarketplaceHpcTransport, local: Path) -> None:
+    home = transport.normalize(".")
+    before = transport.get_mode(home)
+    transport.put(f"{local}/tree/", home)
+    assert sorted(transport.listdir(home)) == [".hidden", "nested"]
+    assert transport.get_mode(home) == before
+
+
+def test_archives_are_refused_with_what_to_do_instead(transport: MarketplaceHpcTransport, work: str) -> None:
+    with pytest.raises(NotImplementedError, match="mode `copy`"):
+        transport.compress("tar", work, f"{work}.tar", "/")
+    with pytest.raises(NotImplementedError, match="calculation job"):
+        asyncio.run(transport.extract_async(f"{work}.tar", work))
+
+
 def test_a_read_only_root_can_be_looked_at_and_copied_from(
     transport: MarketplaceHpcTransport, work: str, tmp_path: Path
 ) -> None:
