@@ -489,7 +489,8 @@ def _entries(
         for child in sorted(os.listdir(path)):
             yield from _entries(path / child, f"{name}/{child}" if name else child, follow)
     else:
-        yield bundle.Entry(name, "file", path.stat().st_mode & 0o7777, path.stat().st_size), path.open("rb")
+        with path.open("rb") as content:
+            yield bundle.Entry(name, "file", path.stat().st_mode & 0o7777, path.stat().st_size), content
 
 
 def _attributes(path: Path) -> dict[str, Any]:

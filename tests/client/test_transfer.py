@@ -15,10 +15,10 @@ import pytest
 
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.bundle import Entry
+from aiida_marketplace_hpc.client.body import BundleBody, FileBody
 from aiida_marketplace_hpc.client.folder import Received, Receiver, inside_if_folder, walk
 from aiida_marketplace_hpc.client.gateway import HpcGateway, Place
 from aiida_marketplace_hpc.client.session import Timeouts
-from aiida_marketplace_hpc.client.transfer import BundleBody, FileBody
 from aiida_marketplace_hpc.errors import (
     ConnectionFailed,
     DeadlineExceeded,

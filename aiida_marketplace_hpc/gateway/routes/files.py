@@ -16,6 +16,7 @@ from urllib.parse import quote
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import InvalidRequest, NotFound
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Stream
+from aiida_marketplace_hpc.gateway.transfers import Position
 
 
 def upload(call: Call) -> Answer:
@@ -29,8 +30,24 @@ def upload(call: Call) -> Answer:
         "into": given.get("into"),
         "parents": given.get("parents", False),
     }
-    if given.get("bundle"):
-        written = call.caller.files.write_bundle(path, body.read, **options)
+    transfers = call.caller.transfers
+    if "total" in given:
+        if "digest" not in given:
+            raise InvalidRequest("an upload in parts needs the digest of the whole file")
+        written = transfers.write_parts(
+            path,
+            body.read,
+            total=given["total"],
+            digest=given["digest"],
+            offset=given.get("offset"),
+            restart=given.get("restart", False),
+            mode=given.get("mode"),
+            **options,
+        )
+        if not written["complete"]:
+            return {"message": "The file is not complete.", **written}
+    elif given.get("bundle"):
+        written = transfers.write_folder(path, body.read, **options)
     else:
         written = call.caller.files.write(
             path, body.read, digest=given.get("digest"), mode=given.get("mode"), **options
@@ -43,8 +60,14 @@ def download(call: Call) -> Answer:
     given, files = call.parameters, call.caller.files
     path = _path(call, given["filename"])
     if given.get("bundle"):
-        return Stream(files.read_bundle(path, dereference=given.get("dereference", True)), bundle.MEDIA_TYPE)
-    content, attributes = files.read(path)
+        position = None
+        if "after" in given or "offset" in given:
+            position = Position(given.get("after", ""), given.get("offset"))
+        content = call.caller.transfers.send(
+            path, dereference=given.get("dereference", True), position=position, limit=given.get("length")
+        )
+        return Stream(content, bundle.MEDIA_TYPE)
+    file, attributes = files.read(path)
     name = PurePosixPath(path).name
     kind, encoding = mimetypes.guess_type(name)
     if kind in ("text/plain", "text/x-sh", "application/x-sh") and not encoding:
@@ -56,7 +79,7 @@ def download(call: Call) -> Answer:
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, errors='surrogateescape')}",
         "Cache-Control": "no-cache",
     }
-    return Stream(_chunks(content), media_type, attributes.st_size, headers)
+    return Stream(_chunks(file), media_type, attributes.st_size, headers)
 
 
 def _chunks(content: BinaryIO) -> Generator[bytes, None, None]:
