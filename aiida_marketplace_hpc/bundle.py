@@ -27,6 +27,7 @@ line. Parts begin at multiples of :data:`PART`.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -98,6 +99,11 @@ class Entry:
         if self.length is not None:
             fields |= {"offset": self.offset, "length": self.length, "version": self.version}
         return json.dumps(fields).encode("ascii") + b"\n"
+
+
+def header_digest_of(content: bytes) -> str:
+    """The digest of ``content`` as the header ``Repr-Digest`` has it."""
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(content).digest()).decode()}:"
 
 
 def digest_of(data: bytes) -> str:

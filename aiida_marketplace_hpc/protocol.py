@@ -16,10 +16,12 @@ API_VERSION = "3.0"
 OLDEST_CLIENT = "0.1.0"
 """The oldest version of this package's client that a gateway of this version serves."""
 
-EXTENSIONS = ("query", "workspaces", "bundle", "digest", "launch-on-create", "resume")
+EXTENSIONS = ("query", "workspaces", "bundle", "digest", "ranges", "launch-on-create", "resume")
 """What a gateway of this version offers beyond the nine, as ``getInfo`` announces it."""
 
 REQUEST_ID_HEADER = "X-Request-Id"
+DIGEST_HEADER = "Repr-Digest"
+"""The digest of what a download answers with, as RFC 9530 writes it, where the gateway has it beforehand."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,18 @@ CAPABILITIES: tuple[Capability, ...] = (
             _jobid(workspace=True),
             Parameter("filename", "query", required=True, published=True, description=_FILENAME),
             Parameter(
+                "offset",
+                "query",
+                "integer",
+                description="begin at this byte of the file (default: 0); past its end there is nothing, which is no error",
+            ),
+            Parameter(
+                "length",
+                "query",
+                "integer",
+                description="send at most so many bytes (default: all to the end); a bundle ends with the entry that exceeds it",
+            ),
+            Parameter(
                 "bundle",
                 "query",
                 "boolean",
@@ -194,10 +208,6 @@ CAPABILITIES: tuple[Capability, ...] = (
                 "after",
                 "query",
                 description="in a bundle of a folder, go on after this path below it; with `offset`, inside this file",
-            ),
-            Parameter("offset", "query", "integer", description="go on at this byte of the file"),
-            Parameter(
-                "length", "query", "integer", description="bytes of content after which the bundle ends and says so"
             ),
         ),
     ),

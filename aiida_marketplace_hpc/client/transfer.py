@@ -208,3 +208,32 @@ def read(gateway: HpcGateway, remote: str | Place) -> bytes:
         return b"".join(pieces)
 
     return gateway.persist(attempt, lambda: size)
+
+
+def read_range(gateway: HpcGateway, remote: str | Place, offset: int, length: int) -> bytes:
+    """Download a piece of a file into memory, without the rest of it travelling. May be repeated.
+
+    Verified where the gateway says the digest of the piece beforehand, which it does up to 1 MiB.
+
+    :param remote: absolute path on the cluster, or a place in a job's folder.
+    :param offset: the first byte, counted from 0.
+    :param length: bytes.
+    :return: the bytes that are there: fewer than ``length`` at the end of the file, none past it.
+    :raises NotSupported: the gateway sends only whole files.
+    :raises FileError: there is no such file, it is a folder (``EISDIR``), or it cannot be read.
+    :raises IntegrityError: it arrived wrong.
+    """
+
+    def content(answer: Answer) -> bytes:
+        piece = bytearray()
+        while chunk := answer.read(bundle.CHUNK):
+            piece += chunk
+            if len(piece) > length:
+                raise IntegrityError(f"more than the {length} bytes that were asked for arrived", retryable=False)
+        if answer.digest is not None and answer.digest != bundle.header_digest_of(bytes(piece)):
+            raise IntegrityError(f"a piece of {place.path} arrived with a wrong digest")
+        return bytes(piece)
+
+    gateway.require("ranges")
+    place = gateway.place(remote)
+    return gateway.download(place, content, parameters={"offset": offset, "length": length})
