@@ -47,9 +47,8 @@ MAX_JSON = 16 * 1024 * 1024
 """Bytes of a JSON body."""
 _THREADS = 100
 _PIECE = 1024 * 1024  # Bytes that cross between the event loop and a thread at a time.
-_STALLED = (
-    30.0  # Seconds without a byte after which a transfer is given up: a dead client must not hold what it was writing.
-)
+STALLED = 10.0
+"""Seconds without a byte after which a transfer is given up: a dead client must not hold what it was writing to."""
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -173,7 +172,7 @@ class _FileResponse(StreamingResponse):
             while piece := await upcoming:
                 upcoming = asyncio.ensure_future(run_in_threadpool(self._piece))
                 for chunk in piece:
-                    with anyio.fail_after(_STALLED):
+                    with anyio.fail_after(STALLED):
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError as exc:
@@ -235,6 +234,7 @@ class _Incoming:
         self._upcoming: Future[deque[bytes]] | None = None
         self._chunks: deque[bytes] = deque()
         self._ended = False
+        self._broken: Exception | None = None
 
     def read(self, size: int) -> bytes:
         """Return at most ``size`` bytes, ``b""`` at the end; for a worker thread."""
@@ -257,8 +257,8 @@ class _Incoming:
         chunks: deque[bytes] = deque()
         size = 0
         try:
-            while size < _PIECE:
-                with anyio.fail_after(_STALLED):
+            while size < _PIECE and self._broken is None:
+                with anyio.fail_after(STALLED):
                     chunk = await anext(self._stream)
                 if chunk:
                     chunks.append(chunk)
@@ -266,7 +266,9 @@ class _Incoming:
         except StopAsyncIteration:
             pass
         except (ClientDisconnect, TimeoutError) as exc:
-            raise IntegrityError("the connection broke off inside the body; nothing was written") from exc
+            self._broken = exc
+        if self._broken is not None and not chunks:  # What came before is of use.
+            raise IntegrityError("the connection broke off inside the body; nothing was written") from self._broken
         return chunks
 
     def close(self) -> None:
