@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import (
@@ -165,11 +165,18 @@ class _FileResponse(StreamingResponse):
         super().__init__(chunks, **options)
         self._chunks = chunks
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._chunks.close()  # Also if nothing was sent at all.
+
     async def stream_response(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         upcoming = asyncio.ensure_future(run_in_threadpool(self._piece))
         try:
-            while piece := await upcoming:
+            # Shielded: a thread cannot be cancelled, and it is at work on the chunks.
+            while piece := await asyncio.shield(upcoming):
                 upcoming = asyncio.ensure_future(run_in_threadpool(self._piece))
                 for chunk in piece:
                     with anyio.fail_after(STALLED):
@@ -180,9 +187,7 @@ class _FileResponse(StreamingResponse):
         finally:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([upcoming])
-            if not upcoming.cancelled():
-                upcoming.exception()  # Else asyncio complains that nobody looked.
-            self._chunks.close()
+            upcoming.exception()  # Else asyncio complains that nobody looked.
 
     def _piece(self) -> list[bytes]:
         piece: list[bytes] = []
