@@ -63,7 +63,7 @@ class Running:
 
     @property
     def progress(self) -> int:
-        """A number that changes while there is progress: the list's own or, while it waits for its turn, of those before it."""
+        """A number that changes while there is progress: the list's own or, while it waits, that of those before it."""
         return self._operations.total if self._waits else self._count
 
     @property
@@ -101,7 +101,7 @@ class Running:
         try:
             result = work(self)
             self.size = len(json.dumps(result)) if self.is_pending or not self.repeatable else 0
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - whoever waits for the result is to see it.
             self._operations.note_end(self)
             self.future.set_exception(exc)
         else:
@@ -174,7 +174,9 @@ class Operations:
             known = self._known[user].get(key) if key is not None else None
             if known is not None:
                 if known.mark != mark:
-                    raise InvalidRequest("this key stands for another list of operations: each list needs one of its own")
+                    raise InvalidRequest(
+                        "this key stands for another list of operations: each list needs one of its own"
+                    )
                 return known
             if again is not None and not repeatable and not self._remembers(user, again):
                 raise Unavailable(

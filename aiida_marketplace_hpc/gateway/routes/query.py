@@ -65,10 +65,8 @@ def _carry_out(call: Call, running: Running, operations: list[Any], stop_on_erro
     results: list[dict[str, Any]] = []
     for fields in operations:
         try:
-            if running.stopped:
-                running.advance(0)
-            results.append({"ok": True, "result": _run(watched, fields)})
             running.advance(1)
+            results.append({"ok": True, "result": _run(watched, fields)})
         except GatewayError as exc:
             results.append({"ok": False, "error": exc.to_wire()})
             if stop_on_error:
