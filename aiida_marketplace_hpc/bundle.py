@@ -19,6 +19,7 @@ for the root; bytes that are not UTF-8 travel as surrogate escapes (PEP 383).
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -62,6 +63,11 @@ class Entry:
         if self.type == "file":
             fields["size"] = self.size
         return json.dumps(fields).encode("ascii") + b"\n"
+
+
+def header_digest_of(content: bytes) -> str:
+    """The digest of ``content`` as the header ``Repr-Digest`` has it."""
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(content).digest()).decode()}:"
 
 
 def digest_of(data: bytes) -> str:

@@ -16,10 +16,12 @@ API_VERSION = "3.0"
 OLDEST_CLIENT = "0.1.0"
 """The oldest version of this package's client that a gateway of this version serves."""
 
-EXTENSIONS = ("query", "workspaces", "bundle", "digest", "launch-on-create")
+EXTENSIONS = ("query", "workspaces", "bundle", "digest", "ranges", "launch-on-create")
 """What a gateway of this version offers beyond the nine, as ``getInfo`` announces it."""
 
 REQUEST_ID_HEADER = "X-Request-Id"
+DIGEST_HEADER = "Repr-Digest"
+"""The digest of what a download answers with, as RFC 9530 writes it, where the gateway has it beforehand."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,13 @@ CAPABILITIES: tuple[Capability, ...] = (
         (
             _jobid(workspace=True),
             Parameter("filename", "query", required=True, published=True, description=_FILENAME),
+            Parameter(
+                "offset",
+                "query",
+                "integer",
+                description="begin at this byte of the file (default: 0); past its end there is nothing, which is no error",
+            ),
+            Parameter("length", "query", "integer", description="send at most so many bytes (default: all to the end)"),
             Parameter(
                 "bundle",
                 "query",

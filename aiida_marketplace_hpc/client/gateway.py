@@ -421,6 +421,10 @@ class HpcGateway:
             progress=progress,
         )
 
+    def read_range(self, remote: str | Place, offset: int, length: int) -> bytes:
+        """Download a piece of a file into memory: :func:`aiida_marketplace_hpc.client.transfer.read_range`."""
+        return transfer.read_range(self, remote, offset, length)
+
     # ---- one request ------------------------------------------------------------------------------------------------
 
     def upload(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiida_marketplace_hpc import bundle
+from aiida_marketplace_hpc.client.answer import Answer
 from aiida_marketplace_hpc.client.folder import Destination, Progress, Received, Receiver, Source, walk
 from aiida_marketplace_hpc.errors import IntegrityError
 
@@ -167,6 +168,35 @@ def read(gateway: HpcGateway, remote: str | Place) -> bytes:
 
     gateway.require("bundle")
     return gateway.download(gateway.place(remote), lambda answer: content(answer.read), parameters={"bundle": True})
+
+
+def read_range(gateway: HpcGateway, remote: str | Place, offset: int, length: int) -> bytes:
+    """Download a piece of a file into memory, without the rest of it travelling. May be repeated.
+
+    Verified where the gateway says the digest of the piece beforehand, which it does up to 1 MiB.
+
+    :param remote: absolute path on the cluster, or a place in a job's folder.
+    :param offset: the first byte, counted from 0.
+    :param length: bytes.
+    :return: the bytes that are there: fewer than ``length`` at the end of the file, none past it.
+    :raises NotSupported: the gateway sends only whole files.
+    :raises FileError: there is no such file, it is a folder (``EISDIR``), or it cannot be read.
+    :raises IntegrityError: it arrived wrong.
+    """
+
+    def content(answer: Answer) -> bytes:
+        piece = bytearray()
+        while chunk := answer.read(_CHUNK):
+            piece += chunk
+            if len(piece) > length:
+                raise IntegrityError(f"more than the {length} bytes that were asked for arrived", retryable=False)
+        if answer.digest is not None and answer.digest != bundle.header_digest_of(bytes(piece)):
+            raise IntegrityError(f"a piece of {place.path} arrived with a wrong digest")
+        return bytes(piece)
+
+    gateway.require("ranges")
+    place = gateway.place(remote)
+    return gateway.download(place, content, parameters={"offset": offset, "length": length})
 
 
 class FileBody:

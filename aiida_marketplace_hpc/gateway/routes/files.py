@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import grp
+import io
 import mimetypes
+import os
 import pwd
 import stat
 from collections.abc import Generator
@@ -16,6 +18,9 @@ from urllib.parse import quote
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import InvalidRequest, NotFound
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Stream
+from aiida_marketplace_hpc.protocol import DIGEST_HEADER
+
+_PIECE = 4 * bundle.CHUNK  # Bytes of a piece that is read at once, so that its digest can go before it.
 
 
 def upload(call: Call) -> Answer:
@@ -39,12 +44,17 @@ def upload(call: Call) -> Answer:
 
 
 def download(call: Call) -> Answer:
-    """Send a file, or with ``bundle`` a file or a folder with digests."""
+    """Send a file or a piece of it, or with ``bundle`` a file or a folder with digests."""
     given, files = call.parameters, call.caller.files
     path = _path(call, given["filename"])
     if given.get("bundle"):
+        if "offset" in given or "length" in given:
+            raise InvalidRequest("a bundle comes as a whole: offset and length are for the file itself")
         return Stream(files.read_bundle(path, dereference=given.get("dereference", True)), bundle.MEDIA_TYPE)
     content, attributes = files.read(path)
+    # Not to the end of the file but of what was announced: it may grow meanwhile.
+    offset = min(given.get("offset", 0), attributes.st_size)
+    size = min(attributes.st_size - offset, given.get("length", attributes.st_size))
     name = PurePosixPath(path).name
     kind, encoding = mimetypes.guess_type(name)
     if kind in ("text/plain", "text/x-sh", "application/x-sh") and not encoding:
@@ -56,12 +66,19 @@ def download(call: Call) -> Answer:
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, errors='surrogateescape')}",
         "Cache-Control": "no-cache",
     }
-    return Stream(_chunks(content), media_type, attributes.st_size, headers)
+    if "length" in given and size <= _PIECE:
+        with content:
+            piece = os.pread(content.fileno(), size, offset)
+        headers[DIGEST_HEADER] = bundle.header_digest_of(piece)
+        return Stream(_chunks(io.BytesIO(piece), len(piece)), media_type, len(piece), headers)
+    content.seek(offset)
+    return Stream(_chunks(content, size), media_type, size, headers)
 
 
-def _chunks(content: BinaryIO) -> Generator[bytes, None, None]:
+def _chunks(content: BinaryIO, size: int) -> Generator[bytes, None, None]:
     with content:
-        while chunk := content.read(bundle.CHUNK):
+        while size and (chunk := content.read(min(bundle.CHUNK, size))):
+            size -= len(chunk)
             yield chunk
 
 
