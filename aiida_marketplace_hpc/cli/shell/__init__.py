@@ -42,7 +42,7 @@ def shell(ctx: click.Context, path: str | None, commands: str | None) -> None:
     from aiida_marketplace_hpc.cli.shell.cluster import Cluster
     from aiida_marketplace_hpc.cli.shell.line import Word
     from aiida_marketplace_hpc.cli.shell.script import run_script
-    from aiida_marketplace_hpc.cli.shell.session import INTERRUPTED, Leave, Session
+    from aiida_marketplace_hpc.cli.shell.session import INTERRUPTED, Session
 
     settings = ctx.find_object(Settings) or Settings()
     if settings.json:
@@ -52,7 +52,6 @@ def shell(ctx: click.Context, path: str | None, commands: str | None) -> None:
         session = Session(Cluster(gateway), interactive)
         if path:
             session.cluster.enter(Word(path, tilde=path == "~" or path.startswith("~/")))
-        status: int | None = None
         try:
             if interactive:
                 from aiida_marketplace_hpc.cli.shell.prompt import confirm, converse
@@ -61,9 +60,7 @@ def shell(ctx: click.Context, path: str | None, commands: str | None) -> None:
                 status = converse(session)
             else:
                 lines = [commands] if commands is not None else map(os.fsdecode, click.get_binary_stream("stdin"))
-                run_script(session, lines)
-        except Leave as leave:
-            status = leave.status
+                status = run_script(session, lines)
         except KeyboardInterrupt:
             status = INTERRUPTED
-    ctx.exit(session.failed if status is None else status)
+    ctx.exit(status)

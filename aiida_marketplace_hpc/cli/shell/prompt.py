@@ -22,10 +22,10 @@ from aiida_marketplace_hpc.cli.shell.line import LineError
 from aiida_marketplace_hpc.cli.shell.session import Leave, Session
 
 
-def converse(session: Session) -> int | None:
+def converse(session: Session) -> int:
     """Read lines and carry them out until ``exit`` or Ctrl-D.
 
-    :return: the exit code that ``exit`` was given, if it was.
+    :return: the exit code that ``exit`` was given; 0 otherwise: whoever sees a command fail knows it already.
     """
     prompt: PromptSession[str] = PromptSession(
         history=_history(),
@@ -41,7 +41,7 @@ def converse(session: Session) -> int | None:
         except KeyboardInterrupt:
             continue
         except EOFError:
-            return None
+            return 0
         try:
             session.run(line)
         except LineError as exc:
@@ -49,7 +49,7 @@ def converse(session: Session) -> int | None:
         except KeyboardInterrupt:
             session.complain("")
         except Leave as exc:
-            return exc.status
+            return exc.status or 0
 
 
 def confirm(question: str) -> bool:
