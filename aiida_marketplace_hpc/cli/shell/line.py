@@ -16,10 +16,10 @@ _BLANK = " \t"
 _PLAIN = re.compile(r"[\w@%+=:,./^{}-]", re.ASCII)
 _MAGIC = "*?["
 _FOREIGN = {
-    "|": "there are no pipes here",
-    "<": "there are no redirections here",
-    ">": "there are no redirections here",
-    "&": "there are no jobs in the background here",
+    "|": "there are no pipes here (but marketplace-hpc shell -c 'cat FILE' | PROGRAM)",
+    "<": "there are no redirections here (put LOCAL REMOTE uploads a file)",
+    ">": "there are no redirections here (get REMOTE LOCAL downloads a file)",
+    "&": "nothing runs in the background here",
 }
 
 Quote = Literal["", "'", '"']

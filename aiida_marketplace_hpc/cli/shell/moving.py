@@ -27,9 +27,10 @@ _keep_option = click.option("-n", "--no-clobber", "keep", is_flag=True, help="Re
 @click.option("-P", "--keep-links", is_flag=True, help="Fetch symbolic links inside a folder as links.")
 @operands("words", metavar="REMOTE... [LOCAL]")
 def get(session: Session, words: Sequence[Word], keep: bool, keep_links: bool) -> int:
-    """Download files and folders: to LOCAL, or into it if that is a folder; by default into the local folder (lpwd).
+    """Download files and folders.
 
-    With more than one name, the last one is LOCAL. A file gets its name only when it is there as a whole.
+    To LOCAL, or into it if that is a folder; by default into the local folder (lpwd). With more than one name, the last one
+    is LOCAL. A file gets its name only when it is there as a whole.
     """
     cluster = session.cluster
     local = Path(here(words[-1])) if len(words) > 1 else Path()
@@ -60,9 +61,10 @@ def get(session: Session, words: Sequence[Word], keep: bool, keep_links: bool) -
 @click.option("-P", "--keep-links", is_flag=True, help="Send symbolic links inside a folder as links.")
 @operands("words", metavar="LOCAL... [REMOTE]")
 def put(session: Session, words: Sequence[Word], keep: bool, keep_links: bool) -> int:
-    """Upload files and folders: to REMOTE, or into it if that is a folder; by default into the current folder (pwd).
+    """Upload files and folders.
 
-    With more than one name, the last one is REMOTE. A file gets its name only when it is there as a whole.
+    To REMOTE, or into it if that is a folder; by default into the current folder (pwd). With more than one name, the last one
+    is REMOTE. A file gets its name only when it is there as a whole.
     """
     cluster = session.cluster
     target = cluster.folder
