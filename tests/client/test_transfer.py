@@ -28,7 +28,7 @@ from aiida_marketplace_hpc.errors import (
     IntegrityError,
     NotSupported,
 )
-from tests.client.fake_gateway import FakeGateway, altered, deaf, drop, drop_after, reply, truncated, wait_until
+from tests.client.fake_gateway import APP_ID, FakeGateway, altered, deaf, drop, drop_after, reply, truncated, wait_until
 
 ODD = os.fsdecode(b"odd \xff\xfe\n'\"")
 
@@ -564,12 +564,13 @@ def test_memory_is_a_few_chunks(tmp_path: Path) -> None:
 # Pieces
 
 
-def test_a_piece_of_a_file(fake: FakeGateway, gateway: HpcGateway) -> None:
+def test_a_piece_of_a_file(fake: FakeGateway, gateway: HpcGateway, client_of: Callable[..., HpcGateway]) -> None:
     (fake.home / "f").write_bytes(b"0123456789")
     (fake.home / "empty").write_bytes(b"")
     path = f"{fake.home}/f"
     assert gateway.read_range(path, 0, 4) == b"0123"
     assert gateway.read_range(path, 8, 4) == b"89"
+    assert client_of(fake.url, app_id=APP_ID).read_range(path, 2, 3) == b"234"
     assert gateway.read_range(path, 10, 4) == gateway.read_range(path, 99, 4) == gateway.read_range(path, 3, 0) == b""
     assert gateway.read_range(f"{fake.home}/empty", 0, 4) == b""
     with pytest.raises(FileError) as info:

@@ -74,7 +74,10 @@ def size_text(size: int, human: bool) -> str:
 
 def time_text(seconds: float, now: float) -> str:
     """A time of this half year to the minute, another one with its year."""
-    when = datetime.fromtimestamp(seconds)
+    try:
+        when = datetime.fromtimestamp(seconds)
+    except (ValueError, OverflowError, OSError):  # Some file systems have times that no calendar has.
+        return f"{seconds:12.0f}"
     recent = abs(now - seconds) < _HALF_A_YEAR
     return f"{when:%b} {when.day:2} " + (f"{when:%H:%M}" if recent else f" {when.year}")
 

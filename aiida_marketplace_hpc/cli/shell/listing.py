@@ -170,4 +170,7 @@ def stat(session: Session, paths: Sequence[str], follow: bool) -> int:
 
 
 def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", timespec="seconds")
+    try:
+        return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", timespec="seconds")
+    except (ValueError, OverflowError, OSError):  # Some file systems have times that no calendar has.
+        return f"{seconds:.0f} seconds after 1970"

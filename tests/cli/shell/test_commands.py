@@ -11,6 +11,7 @@ import pytest
 from aiida_marketplace_hpc.cli.shell.cluster import Cluster
 from aiida_marketplace_hpc.cli.shell.line import LineError
 from aiida_marketplace_hpc.cli.shell.session import Leave, Session
+from aiida_marketplace_hpc.client.gateway import HpcGateway
 from aiida_marketplace_hpc.testing.served import ServedGateway
 from tests.cli.shell.conftest import Run
 
@@ -58,6 +59,15 @@ def test_ls_in_the_long_form(run: Run, home: Path) -> None:
     assert lines[2].startswith("lrwx")
     assert lines[2].endswith(" link -> b")
     assert "1998 run.sh" in lines[4]
+
+
+def test_a_time_that_no_calendar_has_is_shown(run: Run, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    attributes = {"type": "file", "mode": 0o100644, "size": 1, "uid": 0, "gid": 0, "atime": 1e15, "mtime": 1e15}
+    listed = [{"path": "/x", "name": "x", **attributes}]
+    monkeypatch.setattr(HpcGateway, "query", lambda *_: [listed[0], {"entries": listed}])
+    assert good(run("ls -l")) == "-rw-r--r-- 1 1000000000000000 x\n"
+    monkeypatch.setattr(HpcGateway, "query", lambda *_: listed)
+    assert "1000000000000000 seconds" in good(run("stat x"))
 
 
 def test_ls_orders_and_sizes(run: Run, home: Path) -> None:
