@@ -17,6 +17,9 @@ from typing import IO
 
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place
 
+UNFINISHED = "unfinished"
+"""The folder in a root's private one where files lie until they are whole."""
+
 
 class Draft:
     """A file being written, out of sight; :meth:`commit` gives it its name, leaving the block without it leaves nothing."""
@@ -113,8 +116,8 @@ def private_folder(place: Place) -> int:
             os.mkdir(PRIVATE, 0o700, dir_fd=root)
         with opened(PRIVATE, flags, root) as private:
             with suppress(FileExistsError):
-                os.mkdir("unfinished", 0o700, dir_fd=private)
-            return os.open("unfinished", flags, dir_fd=private)
+                os.mkdir(UNFINISHED, 0o700, dir_fd=private)
+            return os.open(UNFINISHED, flags, dir_fd=private)
 
 
 @contextmanager

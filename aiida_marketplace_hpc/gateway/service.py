@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,12 +20,13 @@ from aiida_marketplace_hpc.gateway.ledger import Ledger, User
 from aiida_marketplace_hpc.gateway.operations import Operations
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
 from aiida_marketplace_hpc.gateway.transfers import Transfers
-from aiida_marketplace_hpc.gateway.unfinished import Keep
+from aiida_marketplace_hpc.gateway.unfinished import Keep, sweep_root
 from aiida_marketplace_hpc.gateway.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 _RECONCILE_INTERVAL = 2.0
+_SWEEP_INTERVAL = 3600.0
 _POLL_INTERVAL = {"local": 0.5, "slurm": 2.0}
 """Seconds; with Slurm one ``squeue`` (and, when a job ends, one ``sacct``) in that time, whatever the number of users."""
 
@@ -100,8 +102,22 @@ class Gateway:
             Roots([Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots])
         )
 
+    def sweep(self) -> None:
+        """Remove what is kept of uploads that broke off too long ago; the background does so every hour."""
+        for user in self.ledger.users():
+            for root in self.files_of(user).roots:
+                if not root.read_only:
+                    sweep_root(root, self.keep)
+
     def _reconcile(self) -> None:
+        swept = 0.0
         while True:
+            if time.monotonic() - swept > _SWEEP_INTERVAL or not swept:
+                swept = time.monotonic()
+                try:
+                    self.sweep()
+                except Exception:
+                    logger.exception("the sweep of unfinished uploads stumbled and goes on")
             try:
                 self.jobs.reconcile()
             except Exception:

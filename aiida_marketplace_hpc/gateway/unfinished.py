@@ -26,8 +26,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from aiida_marketplace_hpc.bundle import CHUNK, PART
-from aiida_marketplace_hpc.gateway.draft import Draft, existing_target, opened, private_folder
-from aiida_marketplace_hpc.gateway.roots import Place
+from aiida_marketplace_hpc.gateway.descriptors import LIST, SYNC_EVERY
+from aiida_marketplace_hpc.gateway.draft import UNFINISHED, Draft, existing_target, opened, private_folder
+from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place, Root
 
 _COMPLETE = ".complete"
 _DRAFT_AGE = 86400.0
@@ -80,6 +81,7 @@ class Content:
         self.held, self._digest = _states.take(name, status)
         self.copying = False
         self._moved = False
+        self._unsynced = 0
 
     @property
     def digest(self) -> str:
@@ -132,6 +134,10 @@ class Content:
             else:
                 left, position = left[count:], position + count
         self.held, self._digest, self._on_disk = position, digest.copy(), position
+        self._unsynced += len(part)
+        if self._unsynced >= SYNC_EVERY:
+            os.fdatasync(self._descriptor)
+            self._unsynced = 0
 
     def adopt(self) -> None:
         """Copy on from a file with the same content that was completed lately, for as long as one request may take."""
@@ -294,6 +300,15 @@ def sweep(folder: int, keep: Keep, *, everything: bool = False) -> int:
             size -= mine
             removed += _remove(folder, name)
     return removed
+
+
+def sweep_root(root: Root, keep: Keep) -> int:
+    """:func:`sweep` one root, where anything was ever kept in it."""
+    try:
+        with opened(f"{root.path}/{PRIVATE}/{UNFINISHED}", LIST) as folder:
+            return sweep(folder, keep)
+    except OSError:
+        return 0
 
 
 def _remove(folder: int, name: str) -> int:

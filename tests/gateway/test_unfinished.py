@@ -19,6 +19,8 @@ from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Root, Roots
 from aiida_marketplace_hpc.gateway.transfers import Transfers
 from aiida_marketplace_hpc.gateway.unfinished import Keep, _states, sweep
+from aiida_marketplace_hpc.testing.served import ServedGateway
+from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
 
 CONTENT = os.urandom(3 * PART + 1000)
 DIGEST = bundle.digest_of(CONTENT)
@@ -233,3 +235,15 @@ def test_what_is_being_written_to_is_not_swept(transfers: Transfers, home: Path,
     answer = transfers.write_parts(str(home / "a"), read, total=len(CONTENT), digest=DIGEST, offset=0)
     assert answer["complete"]
     assert seen == [[f"{len(CONTENT)}-{hashlib.sha256(CONTENT).hexdigest()}"]]
+
+
+def test_the_gateway_sweeps_by_itself(served: ServedGateway, transport: MarketplaceHpcTransport) -> None:
+    home = Path(transport.normalize("."))
+    old = home / PRIVATE / "unfinished" / "10-aa"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"x")
+    served.gateway.sweep()
+    assert old.exists()
+    os.utime(old, (1e9, 1e9))
+    served.gateway.sweep()
+    assert not old.exists()
