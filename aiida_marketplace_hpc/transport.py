@@ -359,11 +359,19 @@ class MarketplaceHpcTransport(AsyncTransport):
         return self.exec_command_wait(*args, **kwargs)
 
     def gotocomputer_command(self, remotedir: Any = None) -> str:
-        """A command that lists the folder; there is no shell to go to."""
-        program = shutil.which("marketplace-hpc", path=str(Path(sys.executable).parent)) or "marketplace-hpc"
+        """A command for a local shell that opens ``marketplace-hpc shell`` in a folder, with the computer's parameters.
+
+        The token is not in it, only where the token is. Nothing is asked of the gateway here.
+
+        :param remotedir: absolute path on the cluster; without one, the user's home.
+        """
+        # The program beside this Python, whatever the PATH is. Without one, Python itself, which would look for modules in
+        # the current folder, too.
+        program = Path(sys.executable).with_name("marketplace-hpc")
+        words = [str(program)] if os.access(program, os.X_OK) else [sys.executable, "-m", "aiida_marketplace_hpc"]
         parameters = self._parameters
-        words = [program, "--url", parameters["url"], "--token-source", parameters["token_source"]]
-        if parameters["app_id"]:
-            words += ["--app-id", parameters["app_id"]]
-        folder = str(remotedir) if remotedir else str(self.run_command_blocking(self.normalize_async, "."))
-        return shlex.join([*words, "file", "list", folder])
+        # An empty app id is said, too: the environment may hold one for another gateway.
+        for option in ("url", "app_id", "token_source"):
+            words.append(f"--{option.replace('_', '-')}={parameters[option]}")
+        words += ["shell", *(["--", str(remotedir)] if remotedir else [])]
+        return shlex.join(words)

@@ -86,6 +86,11 @@ class Content:
         """The digest of what is held."""
         return f"sha-256:{self._digest.hexdigest()}"
 
+    @property
+    def right(self) -> bool:
+        """Whether what is held is the content that it should be."""
+        return self._name == _name(self.held, self.digest)
+
     def running(self) -> hashlib._Hash:
         """A copy of that digest, to be continued over the next part."""
         return self._digest.copy()
@@ -147,6 +152,8 @@ class Content:
                 digest.update(chunk)
                 self.append(chunk, digest)
             self.copying = self.held < self.size
+            if not self.copying and not self.right:
+                self.discard()  # A job has written to the file since.
         finally:
             os.close(descriptor)
 
@@ -212,7 +219,7 @@ def unfinished(place: Place, size: int, digest: str, keep: Keep, *, asking: bool
     :param asking: nothing is sent yet, but will be.
     :raises InUse: somebody else was writing to it all the time that a request may wait.
     """
-    name = f"{size}-{digest.partition(':')[2]}"
+    name = _name(size, digest)
     folder = private_folder(place)
     try:
         descriptor = _locked(folder, name, keep, asking)
@@ -227,6 +234,10 @@ def unfinished(place: Place, size: int, digest: str, keep: Keep, *, asking: bool
             content.close()
     finally:
         os.close(folder)
+
+
+def _name(size: int, digest: str) -> str:
+    return f"{size}-{digest.partition(':')[2]}"
 
 
 def _locked(folder: int, name: str, keep: Keep, asking: bool) -> int:
