@@ -284,6 +284,12 @@ _OPERATION_ROWS = (
     Operation("list", "the entries of a folder with their attributes", ("path",), ("recursive", "pattern")),
     Operation("glob", "the paths that match a shell pattern", ("pattern",)),
     Operation("realpath", "the path with every symbolic link resolved", ("path",)),
+    Operation("checksum", "the `digest` (`sha-256:…`) and the `size` of a file", ("path",)),
+    Operation(
+        "usage",
+        "what a file, or a folder with all that is in it, takes: `size` and `allocated` bytes, number of `entries`",
+        ("path",),
+    ),
     Operation(
         "mkdir",
         "make a folder; `parents` makes those on the way, `exist_ok` accepts that it is there",
@@ -292,7 +298,11 @@ _OPERATION_ROWS = (
         repeatable=False,
     ),
     Operation(
-        "rename", "rename a file or folder; an existing target is refused", ("path", "target"), (), repeatable=False
+        "rename",
+        "rename a file or folder, or move it to another file system; an existing target is refused",
+        ("path", "target"),
+        (),
+        repeatable=False,
     ),
     Operation(
         "copy",

@@ -315,6 +315,24 @@ class HpcGateway:
             raise result
         return result
 
+    def checksum(self, path: str) -> Json:
+        """Ask for the digest of a file, which is read on the cluster. May be repeated.
+
+        :param path: absolute path on the cluster.
+        :return: ``digest`` (``sha-256:…``) and ``size`` in bytes.
+        :raises FileError: there is no such file.
+        """
+        return self.ask("checksum", path=path)
+
+    def usage(self, path: str) -> Json:
+        """Ask what a file, or a folder with all that is in it, takes. May be repeated.
+
+        :param path: absolute path on the cluster.
+        :return: ``size`` (bytes as ``du -b`` counts), ``allocated`` (bytes on the disk), ``entries``.
+        :raises FileError: there is nothing.
+        """
+        return self.ask("usage", path=path)
+
     # ---- jobs -------------------------------------------------------------------------------------------------------
 
     def submit(self, folder: str, script: str, client_ref: str | None = None) -> Json:

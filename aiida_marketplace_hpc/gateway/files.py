@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import hashlib
 import os
 import re
 import stat
@@ -23,12 +24,14 @@ from aiida_marketplace_hpc.gateway.descriptors import Advance, ignore_progress
 from aiida_marketplace_hpc.gateway.descriptors import open_regular as _open_regular
 from aiida_marketplace_hpc.gateway.descriptors import told as _told
 from aiida_marketplace_hpc.gateway.draft import Draft, opened
+from aiida_marketplace_hpc.gateway.moving import move, rename_new
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place, Roots
-from aiida_marketplace_hpc.gateway.trees import copy_content, remove_tree
+from aiida_marketplace_hpc.gateway.trees import Usage, copy_content, measure, remove_tree
 
 Read = Callable[[int], bytes]
 """Reads at most so many bytes of a request's body; ``b""`` is its end."""
 
+_PIECE = 1024 * 1024
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -115,6 +118,21 @@ class Files:
             if not hidden and not (private and name == PRIVATE) and fnmatch.fnmatchcase(name, part):
                 yield f"{base}/{name}"
 
+    def checksum(self, path: str) -> dict[str, Any]:
+        """The digest and size of a file, links followed."""
+        with self.roots.place(path) as place, _told(path), _open_regular(place) as content:
+            digest, size = hashlib.sha256(), 0
+            while chunk := content.read(_PIECE):
+                digest.update(chunk)
+                size += len(chunk)
+                self.advance(len(chunk))
+            return {"digest": f"sha-256:{digest.hexdigest()}", "size": size}
+
+    def usage(self, path: str) -> Usage:
+        """What a file or a folder with all that is in it takes, as ``du`` counts; a link that is itself named is followed."""
+        with self.roots.place(path) as place, _told(path):
+            return measure(place.folder, place.name, self.advance)
+
     # Changing
 
     def mkdir(self, path: str, *, parents: bool = False, exist_ok: bool = False, mode: int = 0o777) -> None:
@@ -135,13 +153,20 @@ class Files:
                     raise
 
     def rename(self, path: str, target: str) -> None:
-        """Rename a file, link or folder; something at ``target`` is never replaced."""
+        """Rename a file, link or folder, or move it to another file system; something at ``target`` is never replaced."""
         with self.roots.place(path, follow=False) as old, self.roots.place(target, follow=False) as new, _told(path):
             old.writable().lstat()
-            with suppress(FileNotFoundError):
-                new.writable().lstat()
-                raise FileError(f"File exists: {target}", errno="EEXIST", path=target)
-            os.rename(old.name, new.name, src_dir_fd=old.folder, dst_dir_fd=new.folder)
+            try:
+                rename_new(old, new.writable())
+            except FileExistsError as exc:
+                raise FileError.from_os_error(exc, target) from exc
+            except OSError as exc:
+                if exc.errno != errno.EXDEV:
+                    raise
+                with suppress(FileNotFoundError):
+                    new.lstat()
+                    raise FileError.from_os_error(OSError(errno.EEXIST, ""), target) from exc
+                move(old, new, self.advance)
 
     def symlink(self, path: str, target: str) -> None:
         """Make ``path`` a symbolic link to ``target``, which need not exist and is not followed out of the roots."""

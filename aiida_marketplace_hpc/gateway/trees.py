@@ -1,9 +1,12 @@
-"""What takes long: removing whole folders, copying content; relative to open folders, no link followed."""
+"""What takes long: removing and measuring whole folders, copying content; relative to open folders, no link followed."""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 
 from aiida_marketplace_hpc.gateway.descriptors import LIST, SYNC_EVERY, Advance, ignore_progress, too_deep
@@ -47,6 +50,51 @@ def remove_tree(
 def _batch(folder: int) -> list[tuple[str, bool]]:
     with os.scandir(folder) as entries:
         return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(entries, _BATCH)]
+
+
+@dataclass
+class Usage:
+    """What files take.
+
+    :param size: bytes as ``stat`` says them, of folders and links, too.
+    :param allocated: bytes on the disk.
+    :param entries: files, folders, links, the one that was asked for included; a file with several names counts once.
+    """
+
+    size: int = 0
+    allocated: int = 0
+    entries: int = 0
+
+
+def measure(folder: int, name: str, advance: Advance = ignore_progress) -> Usage:
+    """Measure a file, or a folder with all that is in it; no link is followed.
+
+    :param folder: descriptor of the folder that it is in.
+    :param advance: is told each entry.
+    """
+    usage = Usage()
+    _measure(folder, name, usage, set(), advance, 0)
+    return usage
+
+
+def _measure(folder: int, name: str, usage: Usage, seen: set[tuple[int, int]], advance: Advance, depth: int) -> None:
+    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    is_folder = stat.S_ISDIR(found.st_mode)
+    if not is_folder and found.st_nlink > 1:
+        if (found.st_dev, found.st_ino) in seen:
+            return
+        seen.add((found.st_dev, found.st_ino))
+    usage.size += found.st_size
+    usage.allocated += found.st_blocks * 512
+    usage.entries += 1
+    advance(1)
+    if is_folder:
+        if depth > _DEEPEST:
+            raise too_deep()
+        with opened(name, LIST, folder) as inside, os.scandir(inside) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # Removed while we look.
+                    _measure(inside, entry.name, usage, seen, advance, depth + 1)
 
 
 def copy_content(source: int, goal: int, advance: Advance = ignore_progress) -> None:

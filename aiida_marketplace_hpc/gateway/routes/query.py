@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, TooLarge
@@ -151,6 +151,14 @@ def _realpath(call: Call, fields: Fields) -> Any:
     return {"path": call.caller.files.realpath(_text(fields, "path"))}
 
 
+def _checksum(call: Call, fields: Fields) -> Any:
+    return call.caller.files.checksum(_text(fields, "path"))
+
+
+def _usage(call: Call, fields: Fields) -> Any:
+    return asdict(call.caller.files.usage(_text(fields, "path")))
+
+
 def _mkdir(call: Call, fields: Fields) -> Any:
     call.caller.files.mkdir(
         _text(fields, "path"),
@@ -249,6 +257,8 @@ RUN: dict[str, Callable[[Call, Fields], Any]] = {
     "list": _list,
     "glob": _glob,
     "realpath": _realpath,
+    "checksum": _checksum,
+    "usage": _usage,
     "mkdir": _mkdir,
     "rename": _rename,
     "copy": _copy,
