@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sites import SYSTEM, Installation, Site
+from sites import SYSTEM, Installation, Site, publish_plugins
 
 from aiida_marketplace_hpc.testing.aiida_profile import AiidaProfile
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
@@ -26,13 +26,17 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def installation(site: Site, aiida_installations: Callable[..., AiidaProfile]) -> Iterator[Installation]:
+def installation(
+    site: Site, aiida_installations: Callable[..., AiidaProfile], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
     """With the ZeroMQ broker and a running daemon."""
-    with aiida_installations(import_path=[Path(__file__).parent]) as profile:
+    plugins = publish_plugins(tmp_path_factory.mktemp("plugins"))
+    with aiida_installations(import_path=[Path(__file__).parent, plugins]) as profile:
         installation = Installation(profile, site)
         installation.set_up()
         profile.start_daemon(env=installation.token)
         yield installation
+        installation.close()
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +46,4 @@ def installation_without_broker(site: Site, aiida_installations: Callable[..., A
         installation = Installation(profile, site)
         installation.set_up()
         yield installation
+        installation.close()
