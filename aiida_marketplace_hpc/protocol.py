@@ -274,12 +274,30 @@ _OPERATION_ROWS = (
         ("directory", "recursive", "missing_ok"),
         repeatable=False,
     ),
+    Operation(
+        "compress",
+        "write `sources` (paths or patterns, all below `root_dir`) into the archive `target`, with their paths relative to "
+        "`root_dir`; `format`: `tar`, `tar.gz`, `tar.bz2` or `tar.xz`; `overwrite`: default yes; `dereference`: follow links",
+        ("sources", "target", "root_dir", "format"),
+        ("overwrite", "dereference"),
+        repeatable=False,
+    ),
+    Operation(
+        "extract",
+        "unpack the archive `path` into the folder `target`, leaving away the first `strip_components` of each path in it",
+        ("path", "target"),
+        ("strip_components",),
+        repeatable=False,
+    ),
     Operation("jobs.states", "the states of many jobs", ("jobids",)),
     Operation("jobs.show", "one job with its accounting", ("jobid",), ("wait",)),
     Operation("jobs.active", "the caller's jobs that have not ended"),
 )
 
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _OPERATION_ROWS}
+
+ARCHIVE_FORMATS = ("tar", "tar.gz", "tar.bz2", "tar.xz")
+"""What ``compress`` writes; ``extract`` looks into the file."""
 
 MAX_OPERATIONS = 1000
 """The greatest number of operations in one ``query``."""

@@ -109,18 +109,6 @@ def _in_pool(operation: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-def _compress(_: RemoteDisk, *args: Any, **kwargs: Any) -> None:
-    """Not available in this version."""
-    raise NotImplementedError(
-        "the gateway cannot make archives yet: stash with the mode `copy` instead of a compressed one"
-    )
-
-
-def _extract(_: RemoteDisk, *args: Any, **kwargs: Any) -> None:
-    """Not available in this version."""
-    raise NotImplementedError("the gateway cannot unpack archives yet: unpack them in a calculation job")
-
-
 class MarketplaceHpcTransport(AsyncTransport):
     """Support for clusters that can be reached only through an HPC gateway: HTTPS and a token instead of SSH.
 
@@ -295,9 +283,11 @@ class MarketplaceHpcTransport(AsyncTransport):
         self.close()
 
     chmod_async = _in_pool(RemoteDisk.chmod)
+    compress_async = _in_pool(RemoteDisk.compress)
     copy_async = _in_pool(RemoteDisk.copy)
     copyfile_async = _in_pool(RemoteDisk.copyfile)
     copytree_async = _in_pool(RemoteDisk.copytree)
+    extract_async = _in_pool(RemoteDisk.extract)
     get_async = _in_pool(RemoteDisk.get)
     getfile_async = _in_pool(RemoteDisk.getfile)
     gettree_async = _in_pool(RemoteDisk.gettree)
@@ -326,9 +316,6 @@ class MarketplaceHpcTransport(AsyncTransport):
     def iglob(self, pathname: Any) -> Any:
         """Iterate over the paths that match a pattern."""
         return self.run_command_blocking(self.iglob_async, pathname)
-
-    compress_async = _in_pool(_compress)
-    extract_async = _in_pool(_extract)
 
     async def copy_from_remote_to_remote_async(
         self, transportdestination: Any, remotesource: Any, remotedestination: Any, **kwargs: Any

@@ -65,6 +65,11 @@ class Draft:
         self._hash.update(chunk)
         self.size += len(chunk)
 
+    def sync(self) -> None:
+        """Send to the disk what was written so far, so that :meth:`commit` does not wait for all of it."""
+        self._file.flush()
+        os.fdatasync(self._file.fileno())
+
     def commit(self, mode: int | None = None) -> None:
         if mode is None and self._existing is not None:
             mode = stat.S_IMODE(self._existing.st_mode)

@@ -17,14 +17,16 @@ from typing import Any, BinaryIO
 
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import FileError, Forbidden, IntegrityError, InvalidRequest
+from aiida_marketplace_hpc.gateway.descriptors import LIST as _LIST
+from aiida_marketplace_hpc.gateway.descriptors import MAX_DEPTH as _MAX_DEPTH
+from aiida_marketplace_hpc.gateway.descriptors import open_regular as _open_regular
+from aiida_marketplace_hpc.gateway.descriptors import told as _told
 from aiida_marketplace_hpc.gateway.draft import Draft, opened
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place, Roots
 
 Read = Callable[[int], bytes]
 """Reads at most so many bytes of a request's body; ``b""`` is its end."""
 
-_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_MAX_DEPTH = 200
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -413,28 +415,7 @@ def _reraise(error: OSError) -> None:
     raise error
 
 
-def _open_regular(place: Place) -> BinaryIO:
-    # Not blocking: opening a named pipe would wait for a writer for ever.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(place.name, flags, dir_fd=place.folder)
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-    raise OSError(number, os.strerror(number))
-
-
 @contextmanager
 def _reading(place: Place) -> Iterator[BinaryIO]:
     with _open_regular(place) as content:
         yield content
-
-
-@contextmanager
-def _told(path: str) -> Iterator[None]:
-    """Turn what the file system says into the error for the caller, about the path that the caller named."""
-    try:
-        yield
-    except OSError as exc:
-        raise FileError.from_os_error(exc, path) from exc

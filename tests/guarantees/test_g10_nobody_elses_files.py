@@ -7,6 +7,7 @@ with each kind of link is in ``tests/gateway/test_files.py``, who may use which 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,16 @@ def test_no_operation_leads_out(attacker: Attacker, homes: tuple[Path, Path]) ->
             own_link = name in ("to-canary", "up", "root")
             if own_link and operation.name in ("remove", "rename"):
                 continue
-            fields = {"path": path, "target": f"{alice}/stolen", "pattern": path, "mode": 0o777, "recursive": True}
+            fields = {
+                "path": path,
+                "target": f"{alice}/stolen",
+                "pattern": path,
+                "mode": 0o777,
+                "recursive": True,
+                "sources": [path],
+                "root_dir": "/" if name.startswith("/") else str(alice),
+                "format": "tar",
+            }
             allowed = {*operation.required, *operation.optional}
             result = attacker.query({"op": operation.name, **{key: fields[key] for key in fields if key in allowed}})
             if operation.name == "glob":
@@ -166,11 +176,19 @@ def test_no_operation_leads_out(attacker: Attacker, homes: tuple[Path, Path]) ->
             elif operation.name not in ("mkdir", "symlink"):
                 assert not result["ok"], (operation.name, name)
             if "target" in operation.required and operation.name != "symlink":
-                attacker.query({"op": operation.name, "path": f"{alice}/folder", "target": path})
+                own = {
+                    "path": f"{alice}/folder",
+                    "sources": [f"{alice}/folder"],
+                    "root_dir": str(alice),
+                    "format": "tar",
+                }
+                given = {key: own[key] for key in operation.required if key != "target"}
+                attacker.query({"op": operation.name, **given, "target": path})
             assert_untouched(bob)
             stolen = alice / "stolen"
             assert not stolen.exists() or stolen.is_symlink()
             (alice / "folder").mkdir(exist_ok=True)
+            shutil.rmtree(alice / "%2e%2e", ignore_errors=True)  # Her own, by an odd name.
 
 
 def test_a_job_cannot_be_made_of_somebody_elses_folder(attacker: Attacker, homes: tuple[Path, Path]) -> None:

@@ -145,13 +145,6 @@ def test_the_content_of_a_folder_goes_right_into_a_root(transport: MarketplaceHp
     assert transport.get_mode(home) == before
 
 
-def test_archives_are_refused_with_what_to_do_instead(transport: MarketplaceHpcTransport, work: str) -> None:
-    with pytest.raises(NotImplementedError, match="mode `copy`"):
-        transport.compress("tar", work, f"{work}.tar", "/")
-    with pytest.raises(NotImplementedError, match="calculation job"):
-        asyncio.run(transport.extract_async(f"{work}.tar", work))
-
-
 def test_a_read_only_root_can_be_looked_at_and_copied_from(
     transport: MarketplaceHpcTransport, work: str, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, TooLarge
+from aiida_marketplace_hpc.gateway import archives
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
 from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATIONS
 
@@ -130,6 +131,30 @@ def _remove(call: Call, fields: Fields) -> Any:
     return {}
 
 
+def _compress(call: Call, fields: Fields) -> Any:
+    sources = fields["sources"]
+    if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
+        raise InvalidRequest("sources is a list of paths")
+    return archives.compress(
+        call.caller.files,
+        sources,
+        _text(fields, "target"),
+        _text(fields, "root_dir"),
+        format=_text(fields, "format"),
+        overwrite=_flag(fields, "overwrite", True),
+        dereference=_flag(fields, "dereference"),
+    )
+
+
+def _extract(call: Call, fields: Fields) -> Any:
+    return archives.extract(
+        call.caller.files,
+        _text(fields, "path"),
+        _text(fields, "target"),
+        strip_components=_number(fields, "strip_components"),
+    )
+
+
 def _jobs_states(call: Call, fields: Fields) -> Any:
     jobids = fields["jobids"]
     if not isinstance(jobids, list) or not all(isinstance(jobid, str) for jobid in jobids):
@@ -165,6 +190,8 @@ RUN: dict[str, Callable[[Call, Fields], Any]] = {
     "symlink": _symlink,
     "chmod": _chmod,
     "remove": _remove,
+    "compress": _compress,
+    "extract": _extract,
     "jobs.states": _jobs_states,
     "jobs.show": _jobs_show,
     "jobs.active": _jobs_active,
