@@ -40,6 +40,16 @@ def installation(
 
 
 @pytest.fixture(scope="module")
+def localhost(installation: Installation) -> str:
+    """The label of the computer that is this machine with aiida-core's own transport; it has the code ``bash``, too."""
+    installation.run(
+        "where = {'computer': orm.load_computer('localhost'), 'filepath_executable': '/usr/bin/bash'}\n"
+        "print(json.dumps(orm.InstalledCode(label='bash', **where).store().pk))"
+    )
+    return "localhost"
+
+
+@pytest.fixture(scope="module")
 def installation_without_broker(site: Site, aiida_installations: Callable[..., AiidaProfile]) -> Iterator[Installation]:
     """Without any broker, and so without a daemon."""
     with aiida_installations(broker=None, import_path=[Path(__file__).parent]) as profile:

@@ -20,7 +20,7 @@ OF_SCHEDULER = {"_aiidasubmit.sh", "_scheduler-stdout.txt", "_scheduler-stderr.t
 
 
 @pytest.fixture(scope="module")
-def parents(installation: Installation, site: Site) -> dict[str, str]:
+def parents(installation: Installation, localhost: str) -> dict[str, str]:
     """A finished calculation on the cluster and one on this machine, by the label of the computer: their UUIDs.
 
     Their working directories have the folder ``out`` with files, folders, links and odd names.
@@ -31,8 +31,6 @@ def parents(installation: Installation, site: Site) -> dict[str, str]:
         "printf '#!/bin/sh\\n' >tool; chmod 755 tool; ln -s one.txt link; ln -s sub linked; ln -s nowhere dangling"
     )
     uuids: dict[str, str] = installation.run(
-        "orm.InstalledCode(label='bash', computer=orm.load_computer('localhost'),"
-        " filepath_executable='/usr/bin/bash').store()\n"
         f"line = {line!r}\n"
         "nodes = [start(orm.load_code('bash@' + label), line) for label in ('cluster', 'localhost')]\n"
         "finished(*nodes)\n"
