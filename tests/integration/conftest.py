@@ -14,9 +14,9 @@ from aiida_marketplace_hpc.testing.machine import Machine
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 
 
-@pytest.fixture(scope="module", params=["local", "slurm"])
+@pytest.fixture(scope="session", params=["local", "slurm"])
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    """A gateway of its own for each test module, on each backend, with the system's executables in a read-only root."""
+    """A gateway on each backend, with the system's executables in a read-only root; one after the other for all modules."""
     machine: Machine = request.getfixturevalue("cluster_machine")
     slurm: SlurmCluster | None = request.getfixturevalue("slurm_cluster") if request.param == "slurm" else None
     roots = {"scratch": f"{machine.scratch}/{{username}}", "system": f"{SYSTEM}:ro"}
@@ -25,7 +25,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield Site(gateway, slurm)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def installation(
     site: Site, aiida_installations: Callable[..., AiidaProfile], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Installation]:
@@ -39,7 +39,7 @@ def installation(
         installation.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def localhost(installation: Installation) -> str:
     """The label of the computer that is this machine with aiida-core's own transport; it has the code ``bash``, too."""
     installation.run(

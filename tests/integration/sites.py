@@ -111,6 +111,7 @@ class Installation:
         self.verdi(
             "code", "create", "core.code.installed", "-n", "--default-calc-job-plugin", "core.arithmetic.add", *code
         )
+        self.run(f"print(json.dumps(orm.load_computer({LABEL!r}).set_minimum_job_poll_interval(0.2)))")
 
 
 _PRELUDE = """\

@@ -12,7 +12,7 @@ import pytest
 from sites import LABEL, Installation, Site
 
 pytestmark = pytest.mark.parametrize(
-    "site", ["local", pytest.param("slurm", marks=pytest.mark.services)], indirect=True, scope="module"
+    "site", ["local", pytest.param("slurm", marks=pytest.mark.services)], indirect=True, scope="session"
 )
 
 OF_SCHEDULER = {"_aiidasubmit.sh", "_scheduler-stdout.txt", "_scheduler-stderr.txt"}

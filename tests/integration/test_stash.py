@@ -16,7 +16,7 @@ from contents import contents
 from sites import LABEL, Installation, Site
 
 pytestmark = pytest.mark.parametrize(
-    "site", ["local", pytest.param("slurm", marks=pytest.mark.services)], indirect=True, scope="module"
+    "site", ["local", pytest.param("slurm", marks=pytest.mark.services)], indirect=True, scope="session"
 )
 
 ARCHIVES = {"tar": b"", "tar.gz": b"\x1f\x8b", "tar.bz2": b"BZh", "tar.xz": b"\xfd7zXZ"}
