@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from aiida_marketplace_hpc.client import transfer
 from aiida_marketplace_hpc.client.answer import Answer
 from aiida_marketplace_hpc.client.auth import DEFAULT_SOURCE, TokenSource
+from aiida_marketplace_hpc.client.body import BodyLimit, FileBody, FormBody
 from aiida_marketplace_hpc.client.folder import Destination, Progress, Received
 from aiida_marketplace_hpc.client.info import InfoCache, Root
 from aiida_marketplace_hpc.client.retry import RetryPolicy
@@ -78,6 +79,7 @@ class HpcGateway:
         self.machine = machine
         self.token_source = TokenSource.parse(token_source) if isinstance(token_source, str) else token_source
         self._session = GatewaySession(self.token_source, timeouts=timeouts, retry=retry, clock=clock, sleep=sleep)
+        self.body_limit = BodyLimit(proxied=bool(app_id))
         self._info = InfoCache(self.url, lambda: self._call("getInfo"), clock)
 
     @classmethod
@@ -146,7 +148,7 @@ class HpcGateway:
         """
         if "digest" in self.extensions():
             return transfer.put_file(self, source_path, Place(jobid, filename))
-        form = transfer.FormBody(filename, transfer.FileBody(Path(source_path)))
+        form = FormBody(filename, FileBody(Path(source_path)))
         return self.upload(
             Place(jobid, filename), lambda: form, content_type=form.content_type, parameters={}, repeatable=True
         )
@@ -421,29 +423,48 @@ class HpcGateway:
             progress=progress,
         )
 
+    def read_range(self, remote: str | Place, offset: int, length: int) -> bytes:
+        """Download a piece of a file into memory: :func:`aiida_marketplace_hpc.client.transfer.read_range`."""
+        return transfer.read_range(self, remote, offset, length)
+
     # ---- one request ------------------------------------------------------------------------------------------------
 
     def upload(
         self,
         place: Place,
-        body: Callable[[], Body],
+        body: Callable[[], Body | bytes],
         *,
-        content_type: str,
+        content_type: str = "application/octet-stream",
         parameters: Mapping[str, Value],
-        repeatable: bool,
+        repeatable: bool = True,
+        once: bool = False,
     ) -> Json:
         """Ask for ``createDataset`` with a body; the functions of ``transfer`` are what to use instead.
 
         :param body: makes the body, once per attempt.
+        :param once: a single attempt, to be repeated by :meth:`persist`.
         """
         target = self._route.target("createDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
-        request = Request(target, body, content_type, repeatable=repeatable, transfer=True)
+        request = Request(target, body, content_type, repeatable=repeatable, transfer=True, once=once)
         return self._session.call(request, Answer.json)
 
-    def download(self, place: Place, handle: Callable[[Answer], T], *, parameters: Mapping[str, Value]) -> T:
-        """Ask for ``getDataset`` and give the answer to ``handle``; see ``transfer``. May be repeated if that may."""
+    def download(
+        self, place: Place, handle: Callable[[Answer], T], *, parameters: Mapping[str, Value], once: bool = False
+    ) -> T:
+        """Ask for ``getDataset`` and give the answer to ``handle``; see ``transfer``. May be repeated if that may.
+
+        :param once: a single attempt, to be repeated by :meth:`persist`.
+        """
         target = self._route.target("getDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
-        return self._session.call(Request(target, accept="*/*", repeatable=True, transfer=True), handle)
+        return self._session.call(Request(target, accept="*/*", repeatable=True, transfer=True, once=once), handle)
+
+    def persist(self, attempt: Callable[[], T], progress: Callable[[], int]) -> T:
+        """Call ``attempt``, which makes several requests and goes on where it stopped, until it succeeds or gets no further.
+
+        :param progress: how far it has got.
+        :raises MarketplaceHpcError: the error of the last attempt, after 20 seconds without progress.
+        """
+        return self._session.persist(attempt, progress)
 
     def _create(self, fields: Mapping[str, Any]) -> Json:
         if self.machine and "machine" not in fields:

@@ -14,7 +14,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -67,6 +67,7 @@ class Request:
     :param body: makes the body, once per attempt.
     :param repeatable: doing it twice is the same as doing it once.
     :param transfer: it lasts as long as it makes progress.
+    :param once: a single attempt; who asks repeats it (:meth:`GatewaySession.persist`).
     :param token_optional: it can be asked without a token.
     """
 
@@ -76,6 +77,7 @@ class Request:
     accept: str = "application/json"
     repeatable: bool = False
     transfer: bool = False
+    once: bool = False
     token_optional: bool = False
 
 
@@ -167,10 +169,26 @@ class GatewaySession:
         return retry_module.run(
             lambda: self._authorised(request, handle, request_id, deadline),
             repeatable=request.repeatable,
+            policy=replace(self._retry, attempts=1) if request.once else self._retry,
+            clock=self._clock,
+            sleep=self._sleep,
+            random=self._random,
+        )
+
+    def persist(self, attempt: Callable[[], T], progress: Callable[[], int]) -> T:
+        """Call ``attempt``, which makes several calls and goes on where it stopped, until it succeeds or gets no further.
+
+        :param progress: how far it has got.
+        :raises MarketplaceHpcError: the error of the last attempt.
+        """
+        return retry_module.run(
+            attempt,
+            repeatable=True,
             policy=self._retry,
             clock=self._clock,
             sleep=self._sleep,
             random=self._random,
+            progress=progress,
         )
 
     def close(self) -> None:

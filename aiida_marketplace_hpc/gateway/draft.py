@@ -33,8 +33,8 @@ class Draft:
         return f"sha-256:{self._hash.hexdigest()}"
 
     def __enter__(self) -> Draft:
-        self._existing = self._target()
-        self._folder = _private_folder(self._place)
+        self._existing = existing_target(self._place, self._overwrite)
+        self._folder = private_folder(self._place)
         self._name = secrets.token_hex(16)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -47,18 +47,6 @@ class Draft:
             os.close(self._folder)
             raise
         return self
-
-    def _target(self) -> os.stat_result | None:
-        try:
-            existing = self._place.lstat()
-        except FileNotFoundError:
-            os.stat(".", dir_fd=self._place.folder)  # The folder may be gone: say so before anything is sent.
-            return None
-        if stat.S_ISDIR(existing.st_mode):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not self._overwrite:
-            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-        return existing
 
     def write(self, chunk: bytes) -> None:
         self._file.write(chunk)
@@ -94,7 +82,26 @@ class Draft:
             os.close(self._folder)
 
 
-def _private_folder(place: Place) -> int:
+def existing_target(place: Place, overwrite: bool) -> os.stat_result | None:
+    """What is there under the name that a file is to get.
+
+    :raises OSError: a folder is there, or anything and it must not be replaced; or the folder above is gone or read-only.
+    """
+    try:
+        existing = place.lstat()
+    except FileNotFoundError:
+        existing = None
+        os.stat(".", dir_fd=place.folder)  # The folder may be gone: say so before anything is sent.
+    if existing is not None and stat.S_ISDIR(existing.st_mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if existing is not None and not overwrite:
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+    if not os.access(".", os.W_OK | os.X_OK, dir_fd=place.folder, effective_ids=True):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    return existing
+
+
+def private_folder(place: Place) -> int:
     """Open the folder for unfinished files of the place's root; it is made where it is missing."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     with opened(place.root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) as root:

@@ -10,7 +10,7 @@ import fnmatch
 import os
 import re
 import stat
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -275,82 +275,6 @@ class Files:
                 raise IntegrityError(f"{target} arrived with a wrong digest: nothing was written; send it again")
             draft.commit(mode)
             return {"path": place.path, "size": draft.size, "digest": draft.digest}
-
-    def write_bundle(
-        self, path: str, read: Read, *, overwrite: bool = True, into: str | None = None, parents: bool = False
-    ) -> dict[str, Any]:
-        """Write a folder from a bundle; each file appears when it is whole and verified.
-
-        :param overwrite: whether a folder that exists may be written into, and its files replaced.
-        :raises IntegrityError: for a wrong digest or a bundle that broke off; files that came before it are there.
-        """
-        target = self._inside(path, into) if into else path
-        tops = {root.path for root in self.roots}
-        count = 0
-        modes: list[tuple[str, int]] = []
-        for entry, chunks in bundle.Reader(read):
-            count += 1
-            where = _below(target, entry.path)
-            if entry.type == "directory":
-                self.mkdir(where, parents=parents, exist_ok=overwrite, mode=0o700 | entry.mode)
-                if where.rstrip("/") not in tops:  # What is put right into a root does not change the root itself.
-                    modes.append((where, entry.mode))
-            elif entry.type == "symlink":
-                with suppress(FileError):
-                    if overwrite and self.stat(where)["type"] != "directory":
-                        self.remove(where)
-                self.symlink(where, entry.target)
-            else:
-                with self.roots.place(where) as place, _told(where), Draft(place.writable(), overwrite) as draft:
-                    for chunk in chunks:
-                        draft.write(chunk)
-                    # Only now, past the digest, is the file known to be whole; the reader raises if it is not.
-                    draft.commit(entry.mode)
-        for where, mode in reversed(modes):
-            self.chmod(where, mode)
-        return {"path": target, "entries": count}
-
-    def read_bundle(self, path: str, *, dereference: bool = True) -> Generator[bytes, None, None]:
-        """Open a file or folder for reading as a bundle.
-
-        Errors of the path itself are raised here, not when the first chunk is taken.
-        """
-        with self.roots.place(path) as place, _told(path):
-            attributes = place.lstat()
-            if stat.S_ISDIR(attributes.st_mode):
-                return bundle.write(self._entries(place.path, dereference))
-            content = _open_regular(place)
-            size = os.fstat(content.fileno()).st_size
-        entry = bundle.Entry("", "file", stat.S_IMODE(attributes.st_mode), size)
-        return bundle.write([(entry, content)])
-
-    def _entries(self, top: str, dereference: bool) -> Iterator[tuple[bundle.Entry, BinaryIO | None]]:
-        """The entries of a folder, opened one by one as they are sent."""
-        pending = [("", top)]
-        while pending:
-            relative, path = pending.pop()
-            with self.roots.place(path, follow=dereference or not relative) as place, _told(path):
-                attributes = place.lstat()
-                mode = stat.S_IMODE(attributes.st_mode)
-                if stat.S_ISLNK(attributes.st_mode):
-                    target = os.readlink(place.name, dir_fd=place.folder)
-                    item: tuple[bundle.Entry, BinaryIO | None] = (
-                        bundle.Entry(relative, "symlink", target=target),
-                        None,
-                    )
-                elif stat.S_ISDIR(attributes.st_mode):
-                    if relative.count("/") > _MAX_DEPTH:
-                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                    with opened(place.name, _LIST, place.folder) as folder:
-                        names = sorted(os.listdir(folder), reverse=True)
-                    if place.name == ".":
-                        names = [name for name in names if name != PRIVATE]
-                    pending += [(f"{relative}/{name}" if relative else name, f"{path}/{name}") for name in names]
-                    item = (bundle.Entry(relative, "directory", mode), None)
-                else:
-                    content = _open_regular(place)
-                    item = (bundle.Entry(relative, "file", mode, os.fstat(content.fileno()).st_size), content)
-            yield item
 
     # Shared
 

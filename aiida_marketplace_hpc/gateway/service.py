@@ -16,6 +16,8 @@ from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.jobs import Jobs
 from aiida_marketplace_hpc.gateway.ledger import Ledger, User
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
+from aiida_marketplace_hpc.gateway.transfers import Transfers
+from aiida_marketplace_hpc.gateway.unfinished import Keep
 from aiida_marketplace_hpc.gateway.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ class Caller:
 
     user: User
     files: Files
+    transfers: Transfers
 
     @cached_property
     def home(self) -> str:
@@ -50,6 +53,7 @@ class Gateway:
     def __init__(self, settings: Settings, backend: Backend | None = None) -> None:
         self.settings = settings
         self.ledger = Ledger(settings.database_url)
+        self.keep = Keep(unfinished=settings.keep_unfinished * 86400.0, size=settings.unfinished_limit * 1024**3)
         self.backend = backend or _backend(settings)
         self.watch = Watch(
             self.ledger, self.backend, settings.poll_interval or _POLL_INTERVAL.get(self.backend.name, 2.0)
@@ -79,7 +83,8 @@ class Gateway:
         :raises Unauthorized: if it is nobody's.
         """
         user = self.ledger.user_of(self.authenticator.identify(token))
-        return Caller(user, self.files_of(user))
+        files = self.files_of(user)
+        return Caller(user, files, Transfers(files, self.keep))
 
     def files_of(self, user: User) -> Files:
         """What a user can do with files."""

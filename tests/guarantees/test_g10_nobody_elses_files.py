@@ -102,7 +102,7 @@ def assert_untouched(bob: Path) -> None:
 def test_no_name_leads_out_on_any_file_route(attacker: Attacker, homes: tuple[Path, Path]) -> None:
     _, bob = homes
     entries = [(bundle.Entry("", "directory", 0o755), None)]
-    folder = b"".join(bundle.write(entries))
+    folder = b"".join(bundle.write(item for item in entries))
     for name in hostile_names(bob):
         for params in ({}, {"bundle": "true"}, {"bundle": "true", "dereference": "false"}):
             answer = attacker.send("GET", "/api/v1/file/download/home", params={"filename": name, **params})

@@ -227,3 +227,25 @@ def test_a_code_of_the_users_keeps_and_brings_back(
     expected = {"many", "many/a", "many/b", "many/a/1.dat", "many/b/2.dat", "many/b/3.log"}
     assert set(site.tree(target)) == expected
     assert expected < set(site.tree(new))
+
+
+@pytest.mark.services
+@pytest.mark.timeout(600)
+def test_an_archive_that_takes_longer_than_a_request_may(
+    installation: Installation, site: Site, targets: dict[str, str]
+) -> None:
+    """A quarter of a gibibyte that does not shrink: half a minute of work for the gateway, and one archive in the end."""
+    stash = stashing("tar.xz", f"{targets[LABEL]}/large", ["large"])
+    line = "mkdir large; head -c 268435456 /dev/urandom >large/noise; sha256sum <large/noise"
+    path, digest, said = installation.run(
+        f"node = start(code, {line!r}, metadata={{'options': {{'stash': {stash!r}}}}})\n"
+        "wait(node, seconds=500)\n"
+        "kept = node.outputs.remote_stash.target_basepath if 'remote_stash' in node.outputs else None\n"
+        "print(json.dumps([kept, repository(node.outputs.retrieved)['stdout.txt'], report(node)]))"
+    )
+    machine = site.gateway.machine
+    assert path is not None, said
+    assert said == []
+    unpack = 'tar -xOf "$1" --wildcards "*/large/noise" | sha256sum'
+    assert machine.run(["sh", "-c", unpack, "sh", path], check=True).stdout == digest
+    machine.run(["rm", "-r", f"{targets[LABEL]}/large"], check=True)
