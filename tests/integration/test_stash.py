@@ -71,7 +71,11 @@ def unpacked(site: Site, label: str, archive: str, place: Path) -> dict[str, str
 def test_each_mode_keeps_the_same_as_core_local(
     installation: Installation, site: Site, targets: dict[str, str], tmp_path: Path
 ) -> None:
-    stash = {label: {mode: stashing(mode, target, KEPT) for mode in MODES} for label, target in targets.items()}
+    # What core.local puts into an archive does not depend on how it is compressed.
+    stash = {
+        label: {mode: stashing(mode, target, KEPT) for mode in (MODES if label == LABEL else MODES[:2])}
+        for label, target in targets.items()
+    }
     kept = installation.run(
         f"nodes = {{label + ' ' + mode: start(orm.load_code('bash@' + label), {LINE!r},"
         f" metadata={{'options': {{'stash': options}}}}) for label, modes in {stash!r}.items()"
@@ -87,24 +91,26 @@ def test_each_mode_keeps_the_same_as_core_local(
         "        said[name] = report(node)\n"
         "print(json.dumps(said))"
     )
-    for mode in MODES:
-        found = {}
-        for label, target in targets.items():
+    found: dict[str, dict[str, Any]] = {}
+    for label, target in targets.items():
+        found[label] = {}
+        for mode in stash[label]:
             kind, said_mode, path, source_list, uuid = kept[f"{label} {mode}"]
             assert (said_mode, source_list) == (mode, KEPT)
             if mode == "copy":
                 assert kind == "RemoteStashFolderData"
                 assert path == f"{target}/{uuid[:2]}/{uuid[2:4]}/{uuid[4:]}"
-                found[label] = site.tree(path) if label == LABEL else contents(path)
+                found[label][mode] = site.tree(path) if label == LABEL else contents(path)
             else:
                 assert kind == "RemoteStashCompressedData"
                 assert path == f"{target}/{uuid}.{mode}"
-                found[label] = unpacked(site, label, path, tmp_path)
+                found[label][mode] = unpacked(site, label, path, tmp_path)
                 if label == LABEL:
                     start = site.gateway.machine.outside(path).read_bytes()[:8]
                     assert start.startswith(ARCHIVES[mode] or uuid[:2].encode())
-        assert found[LABEL] == found["localhost"], mode
-        tree = found[LABEL]
+    reference = found["localhost"]
+    for mode, tree in found[LABEL].items():
+        assert tree == reference["copy" if mode == "copy" else "tar"], mode
         assert tree["out/sub/deep/c.dat"] == "deep"
         assert tree["out/blank $x.txt"] == "x"
         assert tree["out/tool"] == "*#!/bin/sh\n"
