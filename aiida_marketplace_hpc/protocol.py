@@ -16,7 +16,7 @@ API_VERSION = "3.0"
 OLDEST_CLIENT = "0.1.0"
 """The oldest version of this package's client that a gateway of this version serves."""
 
-EXTENSIONS = ("query", "workspaces", "bundle", "digest", "ranges", "launch-on-create", "resume")
+EXTENSIONS = ("query", "workspaces", "bundle", "digest", "ranges", "launch-on-create", "resume", "operation-keys")
 """What a gateway of this version offers beyond the nine, as ``getInfo`` announces it."""
 
 REQUEST_ID_HEADER = "X-Request-Id"

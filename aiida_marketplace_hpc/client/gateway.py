@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from aiida_marketplace_hpc.client import transfer
+from aiida_marketplace_hpc.client import pending, transfer
 from aiida_marketplace_hpc.client.answer import Answer
 from aiida_marketplace_hpc.client.auth import DEFAULT_SOURCE, TokenSource
 from aiida_marketplace_hpc.client.body import BodyLimit, FileBody, FormBody
@@ -80,6 +81,7 @@ class HpcGateway:
         self.token_source = TokenSource.parse(token_source) if isinstance(token_source, str) else token_source
         self._session = GatewaySession(self.token_source, timeouts=timeouts, retry=retry, clock=clock, sleep=sleep)
         self.body_limit = BodyLimit(proxied=bool(app_id))
+        self._clock = clock
         self._info = InfoCache(self.url, lambda: self._call("getInfo"), clock)
 
     @classmethod
@@ -262,7 +264,9 @@ class HpcGateway:
     def query(self, operations: Sequence[Mapping[str, Any]], stop_on_error: bool = False) -> list[Json | GatewayError]:
         """Do a list of operations in order, in one request per :data:`~aiida_marketplace_hpc.protocol.MAX_OPERATIONS`.
 
-        May be repeated if all operations may (:data:`~aiida_marketplace_hpc.protocol.OPERATIONS`).
+        It may take as long as it makes progress. An answer that is lost is asked for again, so that nothing is done twice.
+        To be repeated by the caller only if all operations may
+        (:data:`~aiida_marketplace_hpc.protocol.OPERATIONS`).
 
         :param operations: each with its name as ``op`` and its fields.
         :param stop_on_error: end with the first operation that fails.
@@ -279,16 +283,27 @@ class HpcGateway:
 
     def _query(self, operations: Sequence[Mapping[str, Any]], stop_on_error: bool) -> tuple[list[Json], str]:
         body = {"operations": [dict(operation) for operation in operations], "stop_on_error": stop_on_error}
-        request = self._request(
-            "query", fields=body, repeatable=all(_is_repeatable(operation) for operation in operations)
+        repeatable = all(_is_repeatable(operation) for operation in operations)
+        answer, request_id = pending.carry_out(
+            self._send_query,
+            body,
+            # What may not be done twice may be sent twice to a gateway that carries out once what has a key.
+            repeatable=repeatable or "operation-keys" in self.extensions(),
+            clock=self._clock,
+            seconds=self._session.seconds,
         )
-        answer, request_id = self._session.call(request, lambda answer: (answer.json(), answer.request_id))
         rows = answer.get("results")
         if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
             stopped = stop_on_error and rows and not rows[-1].get("ok")
             if len(rows) == len(operations) or (stopped and len(rows) < len(operations)):
                 return rows, request_id
         raise ServerFault("the gateway did not answer every operation of the query", request_id=request_id)
+
+    def _send_query(self, body: Callable[[], Json], *, repeatable: bool, seconds: float) -> tuple[Json, str]:
+        request = replace(
+            self._request("query", fields={}, repeatable=repeatable), body=lambda: json_body(body())(), seconds=seconds
+        )
+        return self._session.call(request, lambda answer: (answer.json(), answer.request_id))
 
     def ask(self, op: str, **fields: Any) -> Json:
         """Do one operation of :meth:`query` and return its result. May be repeated if the operation may.

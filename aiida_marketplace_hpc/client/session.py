@@ -67,6 +67,7 @@ class Request:
     :param body: makes the body, once per attempt.
     :param repeatable: doing it twice is the same as doing it once.
     :param transfer: it lasts as long as it makes progress.
+    :param seconds: for all attempts, instead of :attr:`Timeouts.total`.
     :param once: a single attempt; who asks repeats it (:meth:`GatewaySession.persist`).
     :param token_optional: it can be asked without a token.
     """
@@ -77,6 +78,7 @@ class Request:
     accept: str = "application/json"
     repeatable: bool = False
     transfer: bool = False
+    seconds: float | None = None
     once: bool = False
     token_optional: bool = False
 
@@ -155,6 +157,11 @@ class GatewaySession:
         self._open: weakref.WeakSet[requests.Session] = weakref.WeakSet()
         self._open_lock = threading.Lock()
 
+    @property
+    def seconds(self) -> float:
+        """How long a call may take that is no transfer."""
+        return self._timeouts.total
+
     def call(self, request: Request, handle: Callable[[Answer], T]) -> T:
         """Ask, and give the successful answer to ``handle``, which reads it; return what that returns.
 
@@ -165,11 +172,14 @@ class GatewaySession:
         :raises ConfigurationError: a setting is wrong (token, address, certificate).
         """
         request_id = uuid.uuid4().hex
-        deadline = self._clock() + self._timeouts.total
+        deadline = self._clock() + (request.seconds or self.seconds)
+        policy = replace(self._retry, attempts=1) if request.once else self._retry
+        if request.seconds is not None:
+            policy = replace(policy, budget=min(policy.budget, request.seconds))
         return retry_module.run(
             lambda: self._authorised(request, handle, request_id, deadline),
             repeatable=request.repeatable,
-            policy=replace(self._retry, attempts=1) if request.once else self._retry,
+            policy=policy,
             clock=self._clock,
             sleep=self._sleep,
             random=self._random,

@@ -37,7 +37,7 @@ from aiida_marketplace_hpc.gateway.access import Access, AccessLog, Json, error_
 from aiida_marketplace_hpc.gateway.auth import bearer_token
 from aiida_marketplace_hpc.gateway.pages import api_page, front_page
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
-from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Stream, parse_parameters
+from aiida_marketplace_hpc.gateway.routes.call import Body, Call, Later, Stream, parse_parameters
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability, Parameter
 
@@ -134,6 +134,8 @@ def _endpoint(gateway: Gateway, capability: Capability) -> Callable[[Request], A
                 fields = await _json(request) if capability.body == "json" else {}
                 body = await _file(request, resources) if capability.body == "file" else None
                 answer = await run_in_threadpool(handler, Call(gateway, parameters, fields, caller, body))
+                if isinstance(answer, Later):
+                    answer = await _awaited(answer)
             return _response(answer)
         except GatewayError as exc:
             exc.request_id = request.state.request_id
@@ -150,7 +152,16 @@ def _query(request: Request) -> dict[str, str]:
     return dict(parse_qsl(raw, keep_blank_values=True, errors="surrogateescape"))
 
 
-def _response(answer: Answer) -> Response:
+async def _awaited(later: Later) -> dict[str, Any]:
+    future = asyncio.wrap_future(later.future)
+    done, _ = await asyncio.wait([future], timeout=later.patience)
+    if not done:
+        future.cancel()  # Not what it is about: that is running.
+        return later.meanwhile()
+    return future.result()
+
+
+def _response(answer: dict[str, Any] | Stream) -> Response:
     if not isinstance(answer, Stream):
         return Json(answer)
     headers = dict(answer.headers)

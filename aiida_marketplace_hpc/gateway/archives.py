@@ -28,7 +28,6 @@ from aiida_marketplace_hpc.gateway.descriptors import (
     MAX_DEPTH,
     SYNC_EVERY,
     Advance,
-    ignore_progress,
     open_regular,
     told,
     too_deep,
@@ -63,7 +62,6 @@ def compress(
     format: str,
     overwrite: bool = True,
     dereference: bool = False,
-    advance: Advance = ignore_progress,
 ) -> dict[str, Any]:
     """Write files and folders into an archive, which appears when it is whole.
 
@@ -87,7 +85,7 @@ def compress(
     members = [_relative(path, root_dir) for source in sources for path in _matching(files, source)]
     with files.roots.place(target) as place, told(target), Draft(place.writable(), overwrite) as draft:
         with _compressor(format, draft) as sink:
-            packer = _Packer(files, sink, dereference, advance)
+            packer = _Packer(files, sink, dereference)
             packer.leave_out(place)
             for member in members:
                 packer.add(f"{root_dir}/{member}", member)
@@ -167,11 +165,11 @@ class _Packer:
     Headers are written one by one, not through :class:`tarfile.TarFile`, which remembers every member.
     """
 
-    def __init__(self, files: Files, sink: IO[bytes], dereference: bool, advance: Advance) -> None:
+    def __init__(self, files: Files, sink: IO[bytes], dereference: bool) -> None:
         self._files = files
         self._sink = sink
         self._dereference = dereference
-        self._advance = advance
+        self._advance = files.advance
         self._written = 0
         self._left_out: set[tuple[int, int]] = set()
         self._linked: dict[tuple[int, int], str] = {}
@@ -276,9 +274,7 @@ def _header(name: str, found: os.stat_result) -> tarfile.TarInfo:
 # Unpacking one
 
 
-def extract(
-    files: Files, path: str, target: str, *, strip_components: int = 0, advance: Advance = ignore_progress
-) -> dict[str, Any]:
+def extract(files: Files, path: str, target: str, *, strip_components: int = 0) -> dict[str, Any]:
     """Unpack an archive into a folder, which is made where it is missing.
 
     Folders that are there are merged with those of the archive; other members replace what is there. Nothing appears before
@@ -298,12 +294,12 @@ def extract(
         told(target),
         opened(place.name, LIST, place.folder) as goal,
         staged(place.root, goal) as folder,
-        closing(_Unpacker(folder, path, strip_components, advance)) as unpacker,
+        closing(_Unpacker(folder, path, strip_components, files.advance)) as unpacker,
     ):
         with _intact(path):
-            for member, data in _members(_Stream(_decompressed(content), advance)):
+            for member, data in _members(_Stream(_decompressed(content), files.advance)):
                 unpacker.add(member, data)
-        merge(folder, goal, advance, replaces=unpacker.has_folder)
+        merge(folder, goal, files.advance, replaces=unpacker.has_folder)
         unpacker.restore_folders(goal, is_root=place.name == ".")
         return {"path": place.path, "entries": unpacker.count}
 

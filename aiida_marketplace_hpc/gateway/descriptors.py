@@ -16,7 +16,7 @@ LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """The flags with which a folder is opened to read or change what is in it."""
 MAX_DEPTH = 200
 """Folders in folders that are walked; deeper ones are taken for a loop."""
-SYNC_EVERY = 64 * 1024 * 1024
+SYNC_EVERY = 128 * 1024 * 1024
 """Bytes after which what was written is sent to the disk: at the end there is never so much left that it seems to hang."""
 
 Advance = Callable[[int], None]

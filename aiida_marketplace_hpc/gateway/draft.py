@@ -53,6 +53,10 @@ class Draft:
         self._hash.update(chunk)
         self.size += len(chunk)
 
+    def fileno(self) -> int:
+        """The descriptor, to write to directly; what comes in that way does not count in :attr:`size` and :attr:`digest`."""
+        return self._file.fileno()
+
     def sync(self) -> None:
         """Send to the disk what was written so far, so that :meth:`commit` does not wait for all of it."""
         self._file.flush()

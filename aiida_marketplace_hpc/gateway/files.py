@@ -19,10 +19,12 @@ from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import FileError, Forbidden, IntegrityError, InvalidRequest
 from aiida_marketplace_hpc.gateway.descriptors import LIST as _LIST
 from aiida_marketplace_hpc.gateway.descriptors import MAX_DEPTH as _MAX_DEPTH
+from aiida_marketplace_hpc.gateway.descriptors import Advance, ignore_progress
 from aiida_marketplace_hpc.gateway.descriptors import open_regular as _open_regular
 from aiida_marketplace_hpc.gateway.descriptors import told as _told
 from aiida_marketplace_hpc.gateway.draft import Draft, opened
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place, Roots
+from aiida_marketplace_hpc.gateway.trees import copy_content, remove_tree
 
 Read = Callable[[int], bytes]
 """Reads at most so many bytes of a request's body; ``b""`` is its end."""
@@ -35,10 +37,13 @@ class Files:
 
     Paths are absolute. Methods raise :class:`FileError` with the POSIX error for what the file system refuses,
     :class:`Forbidden` for what lies outside the roots or below a read-only one.
+
+    :param advance: is told about the progress of what takes long.
     """
 
-    def __init__(self, roots: Roots) -> None:
+    def __init__(self, roots: Roots, advance: Advance = ignore_progress) -> None:
         self.roots = roots
+        self.advance = advance
 
     # Looking
 
@@ -77,6 +82,7 @@ class Files:
             except FileNotFoundError:  # Removed while we look.
                 continue
             entries.append({"name": prefix + name, **attributes})
+            self.advance(1)
             if recursive and attributes["type"] == "directory":
                 with opened(name, _LIST, folder) as below:
                     self._walk(below, f"{prefix}{name}/", recursive, entries, False, depth + 1)
@@ -103,6 +109,7 @@ class Files:
                 private = place.name == "."
         except (FileError, Forbidden, OSError):  # As with a shell: what cannot be looked at does not match.
             return
+        self.advance(1)
         for name in names:
             hidden = name.startswith(".") and not part.startswith(".")
             if not hidden and not (private and name == PRIVATE) and fnmatch.fnmatchcase(name, part):
@@ -160,7 +167,7 @@ class Files:
                 if directory:
                     os.rmdir(place.name, dir_fd=place.folder)
                 elif recursive and stat.S_ISDIR(mode):
-                    _remove_tree(place.folder, place.name)
+                    remove_tree(place.folder, place.name, self.advance)
                 else:
                     os.unlink(place.name, dir_fd=place.folder)
         except FileError as exc:
@@ -216,6 +223,7 @@ class Files:
                 below = Place(source.root, folder, name, f"{source.path}/{name}")
                 there = Place(goal.root, made, name, f"{goal.path}/{name}")
                 kind = below.lstat().st_mode
+                self.advance(1)
                 if stat.S_ISLNK(kind) and dereference:
                     with self.roots.place(below.path) as real, _told(below.path):
                         if stat.S_ISDIR(real.lstat().st_mode):
@@ -232,8 +240,7 @@ class Files:
 
     def _copy_file(self, source: Place, goal: Place, *, keep_mode: bool = True) -> None:
         with _reading(source) as content, Draft(goal) as draft:
-            while chunk := content.read(bundle.CHUNK):
-                draft.write(chunk)
+            copy_content(content.fileno(), draft.fileno(), self.advance)
             draft.commit(stat.S_IMODE(os.fstat(content.fileno()).st_mode) if keep_mode else None)
 
     # Transfers
@@ -319,24 +326,6 @@ def _attributes(folder: int, name: str) -> dict[str, Any]:
     if attributes["type"] == "symlink":
         attributes["target"] = os.readlink(name, dir_fd=folder)
     return attributes
-
-
-def _remove_tree(folder: int, name: str) -> None:
-    for _, folders, names, inside in os.fwalk(
-        name, topdown=False, follow_symlinks=False, dir_fd=folder, onerror=_reraise
-    ):
-        for entry in names:
-            os.unlink(entry, dir_fd=inside)
-        for entry in folders:
-            try:
-                os.rmdir(entry, dir_fd=inside)
-            except NotADirectoryError:  # A link to a folder.
-                os.unlink(entry, dir_fd=inside)
-    os.rmdir(name, dir_fd=folder)
-
-
-def _reraise(error: OSError) -> None:
-    raise error
 
 
 @contextmanager

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.auth import Authenticator, DevelopmentTokens
 from aiida_marketplace_hpc.gateway.backends.base import Backend
 from aiida_marketplace_hpc.gateway.config import Settings
+from aiida_marketplace_hpc.gateway.descriptors import Advance
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.jobs import Jobs
 from aiida_marketplace_hpc.gateway.ledger import Ledger, User
+from aiida_marketplace_hpc.gateway.operations import Operations
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
 from aiida_marketplace_hpc.gateway.transfers import Transfers
 from aiida_marketplace_hpc.gateway.unfinished import Keep
@@ -34,6 +36,10 @@ class Caller:
     user: User
     files: Files
     transfers: Transfers
+
+    def watched(self, advance: Advance) -> Caller:
+        """The same, but each operation on files tells its progress."""
+        return replace(self, files=Files(self.files.roots, advance))
 
     @cached_property
     def home(self) -> str:
@@ -59,6 +65,7 @@ class Gateway:
             self.ledger, self.backend, settings.poll_interval or _POLL_INTERVAL.get(self.backend.name, 2.0)
         )
         self.jobs = Jobs(self.ledger, self.backend, self.watch, self.files_of, machine=settings.machine_name)
+        self.operations = Operations()
         self.authenticator: Authenticator = DevelopmentTokens(settings.dev_token)
         self._stopping = threading.Event()
         self._reconciler = threading.Thread(target=self._reconcile, name="reconcile", daemon=True)
@@ -70,7 +77,8 @@ class Gateway:
         self._reconciler.start()
 
     def stop(self) -> None:
-        """Stop the background; jobs go on."""
+        """Stop the background; jobs go on, operations on files end at their next step."""
+        self.operations.close()
         self._stopping.set()
         self._reconciler.join(timeout=10)
         self.jobs.close()

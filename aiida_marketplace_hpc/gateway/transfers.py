@@ -19,13 +19,10 @@ from typing import Any, BinaryIO
 from aiida_marketplace_hpc.bundle import Entry, Reader
 from aiida_marketplace_hpc.bundle import write as bundled
 from aiida_marketplace_hpc.errors import FileError, IntegrityError, InvalidRequest
+from aiida_marketplace_hpc.gateway.descriptors import LIST, MAX_DEPTH, open_regular, told
 from aiida_marketplace_hpc.gateway.draft import Draft, existing_target, opened
-from aiida_marketplace_hpc.gateway.files import _LIST as LIST
-from aiida_marketplace_hpc.gateway.files import _MAX_DEPTH as MAX_DEPTH
 from aiida_marketplace_hpc.gateway.files import Files, Read
 from aiida_marketplace_hpc.gateway.files import _below as below
-from aiida_marketplace_hpc.gateway.files import _open_regular as open_regular
-from aiida_marketplace_hpc.gateway.files import _told as told
 from aiida_marketplace_hpc.gateway.roots import PRIVATE
 from aiida_marketplace_hpc.gateway.unfinished import Content, InUse, Keep, unfinished
 

@@ -119,6 +119,9 @@ def test_another_users_files_and_jobs_are_out_of_reach_of_query(served: ServedGa
         "jobids": [jobid],
         "jobid": jobid,
         "mode": 511,
+        "sources": [path],
+        "root_dir": home,
+        "format": "tar",
     }
     for operation in OPERATIONS.values():
         if operation.name == "jobs.active":
