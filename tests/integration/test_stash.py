@@ -240,9 +240,9 @@ def test_a_code_of_the_users_keeps_and_brings_back(
 def test_an_archive_that_takes_longer_than_a_request_may(
     installation: Installation, site: Site, targets: dict[str, str]
 ) -> None:
-    """A quarter of a gibibyte that does not shrink: half a minute of work for the gateway, and one archive in the end."""
+    """What does not shrink takes xz long: half a minute of work for the gateway or more, and one archive in the end."""
     stash = stashing("tar.xz", f"{targets[LABEL]}/large", ["large"])
-    line = "mkdir large; head -c 268435456 /dev/urandom >large/noise; sha256sum <large/noise"
+    line = "mkdir large; head -c 100663296 /dev/urandom >large/noise; sha256sum <large/noise"
     path, digest, said = installation.run(
         f"node = start(code, {line!r}, metadata={{'options': {{'stash': {stash!r}}}}})\n"
         "wait(node, seconds=500)\n"
