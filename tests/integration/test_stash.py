@@ -242,7 +242,7 @@ def test_an_archive_that_takes_longer_than_a_request_may(
 ) -> None:
     """What does not shrink takes xz long: half a minute of work for the gateway or more, and one archive in the end."""
     stash = stashing("tar.xz", f"{targets[LABEL]}/large", ["large"])
-    line = "mkdir large; head -c 100663296 /dev/urandom >large/noise; sha256sum <large/noise"
+    line = "mkdir large; head -c 50331648 /dev/urandom >large/noise; sha256sum <large/noise"
     path, digest, said = installation.run(
         f"node = start(code, {line!r}, metadata={{'options': {{'stash': {stash!r}}}}})\n"
         "wait(node, seconds=500)\n"
