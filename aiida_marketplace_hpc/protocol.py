@@ -190,7 +190,7 @@ CAPABILITIES: tuple[Capability, ...] = (
                 "length",
                 "query",
                 "integer",
-                description="send at most so many bytes (default: all); a bundle ends with the entry that exceeds it",
+                description="send at most so many bytes (default: all); a bundle ends with the entry that reaches it",
             ),
             Parameter(
                 "bundle",

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.client.body import MARGIN, SEGMENT, SMALLEST, BundleBody, LargeFile
 from aiida_marketplace_hpc.client.folder import Progress, Source
-from aiida_marketplace_hpc.errors import IntegrityError, MarketplaceHpcError, ServerFault, TooLarge
+from aiida_marketplace_hpc.errors import IntegrityError, MarketplaceHpcError, ServerFault, TooLarge, Unavailable
 
 if TYPE_CHECKING:
     from aiida_marketplace_hpc.client.gateway import HpcGateway, Place
     from aiida_marketplace_hpc.client.routes import Value
 
 Json = dict[str, Any]
+
+_MAX_WAITS = 3  # The gateway lets nobody wait longer than 5 seconds at a time.
 
 
 class LargeUpload:
@@ -51,6 +53,7 @@ class LargeUpload:
         self._held: int | None = None  # Unknown: to be asked for.
         self._restart = False
         self._furthest = 0
+        self._waited = 0
         self._answer: Json | None = None
 
     def run(self) -> Json:
@@ -115,7 +118,15 @@ class LargeUpload:
                 self._restart = True
                 return
             self._held = held
-        self._furthest = max(self._furthest, held)
+        elif held <= self._furthest:
+            self._waited += 1
+            if self._waited > _MAX_WAITS:
+                self._waited = 0
+                raise Unavailable(
+                    "somebody else has begun to upload the same file and does not get on: try again later"
+                )
+        if held > self._furthest:
+            self._furthest, self._waited = held, 0
 
 
 class FolderUpload:

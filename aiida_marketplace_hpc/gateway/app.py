@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import (
@@ -47,9 +47,8 @@ MAX_JSON = 16 * 1024 * 1024
 """Bytes of a JSON body."""
 _THREADS = 100
 _PIECE = 1024 * 1024  # Bytes that cross between the event loop and a thread at a time.
-_STALLED = (
-    30.0  # Seconds without a byte after which a transfer is given up: a dead client must not hold what it was writing.
-)
+STALLED = 10.0
+"""Seconds without a byte after which a transfer is given up: a dead client must not hold what it was writing to."""
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -177,14 +176,21 @@ class _FileResponse(StreamingResponse):
         super().__init__(chunks, **options)
         self._chunks = chunks
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._chunks.close()  # Also if nothing was sent at all.
+
     async def stream_response(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         upcoming = asyncio.ensure_future(run_in_threadpool(self._piece))
         try:
-            while piece := await upcoming:
+            # Shielded: a thread cannot be cancelled, and it is at work on the chunks.
+            while piece := await asyncio.shield(upcoming):
                 upcoming = asyncio.ensure_future(run_in_threadpool(self._piece))
                 for chunk in piece:
-                    with anyio.fail_after(_STALLED):
+                    with anyio.fail_after(STALLED):
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError as exc:
@@ -192,9 +198,7 @@ class _FileResponse(StreamingResponse):
         finally:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([upcoming])
-            if not upcoming.cancelled():
-                upcoming.exception()  # Else asyncio complains that nobody looked.
-            self._chunks.close()
+            upcoming.exception()  # Else asyncio complains that nobody looked.
 
     def _piece(self) -> list[bytes]:
         piece: list[bytes] = []
@@ -246,6 +250,7 @@ class _Incoming:
         self._upcoming: Future[deque[bytes]] | None = None
         self._chunks: deque[bytes] = deque()
         self._ended = False
+        self._broken: Exception | None = None
 
     def read(self, size: int) -> bytes:
         """Return at most ``size`` bytes, ``b""`` at the end; for a worker thread."""
@@ -268,8 +273,8 @@ class _Incoming:
         chunks: deque[bytes] = deque()
         size = 0
         try:
-            while size < _PIECE:
-                with anyio.fail_after(_STALLED):
+            while size < _PIECE and self._broken is None:
+                with anyio.fail_after(STALLED):
                     chunk = await anext(self._stream)
                 if chunk:
                     chunks.append(chunk)
@@ -277,7 +282,9 @@ class _Incoming:
         except StopAsyncIteration:
             pass
         except (ClientDisconnect, TimeoutError) as exc:
-            raise IntegrityError("the connection broke off inside the body; nothing was written") from exc
+            self._broken = exc
+        if self._broken is not None and not chunks:  # What came before is of use.
+            raise IntegrityError("the connection broke off inside the body; nothing was written") from self._broken
         return chunks
 
     def close(self) -> None:

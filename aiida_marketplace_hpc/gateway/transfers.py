@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Generator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -125,15 +125,16 @@ class Transfers:
         target = self._files._inside(path, into) if into else path
         with self._files.roots.place(target, make_parents=parents) as place, told(target):
             existing_target(place.writable(), overwrite)
+            asking = offset is None and not restart
             try:
-                with unfinished(place, total, digest, self._keep) as content:
+                with unfinished(place, total, digest, self._keep, asking=asking) as content:
                     if restart:
                         content.discard()
                     content.check()
                     if not content.checking:
-                        if offset is None:
+                        if offset is None or not content.held:
                             content.adopt()
-                        elif offset == content.held:
+                        if offset == content.held and not content.copying:
                             _receive(content, read)
                     if content.held == total:
                         if content.digest != digest:
@@ -163,7 +164,10 @@ class Transfers:
         with self._files.roots.place(path) as place, told(path):
             attributes = place.lstat()
             if not stat.S_ISDIR(attributes.st_mode):
-                return bundled(_parts("", open_regular(place), position), limit=limit)
+                content = open_regular(place)
+                chunks = _holding(content, bundled(_parts("", content, position), limit=limit))
+                next(chunks)
+                return chunks
             top = place.path
         return bundled(self._walk(top, dereference, position), limit=limit)
 
@@ -204,6 +208,13 @@ class Transfers:
                     content.close()
             elif seek is None:
                 yield entry, None
+
+
+def _holding(content: BinaryIO, chunks: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
+    # A generator that nobody has begun closes nothing when it is closed: this one is begun at once.
+    with content, closing(chunks):
+        yield b""
+        yield from chunks
 
 
 def _receive(content: Content, read: Read) -> None:

@@ -32,6 +32,7 @@ from aiida_marketplace_hpc.gateway.roots import Place
 _COMPLETE = ".complete"
 _DRAFT_AGE = 86400.0
 _LOCK_INTERVAL = 0.05
+_ANNOUNCED = 2.0  # Seconds between asking and sending.
 _MAX_STATES = 4096
 
 
@@ -93,6 +94,11 @@ class Content:
     def checking(self) -> bool:
         """Whether more is on disk than was read so far."""
         return self.held < self._on_disk
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the caller is to send the rest."""
+        return not (self._moved or self.checking or self.copying)
 
     def check(self) -> None:
         """Read what an earlier process has left, for as long as one request may take."""
@@ -199,45 +205,50 @@ class Content:
 
 
 @contextmanager
-def unfinished(place: Place, size: int, digest: str, keep: Keep) -> Iterator[Content]:
+def unfinished(place: Place, size: int, digest: str, keep: Keep, *, asking: bool = False) -> Iterator[Content]:
     """The content of that size and digest on its way to ``place``, locked for the time of the block.
 
     :param digest: ``sha-256:`` and 64 hexadecimal digits, checked before.
+    :param asking: nothing is sent yet, but will be.
     :raises InUse: somebody else was writing to it all the time that a request may wait.
     """
     name = f"{size}-{digest.partition(':')[2]}"
     folder = private_folder(place)
     try:
-        descriptor = _locked(folder, name, keep)
+        descriptor = _locked(folder, name, keep, asking)
         if not os.fstat(descriptor).st_size:
             sweep(folder, keep)
         content = Content(folder, name, descriptor, size, keep)
         try:
             yield content
         finally:
+            if asking and content.waiting:
+                _announced.announce(folder, name)
             content.close()
     finally:
         os.close(folder)
 
 
-def _locked(folder: int, name: str, keep: Keep) -> int:
+def _locked(folder: int, name: str, keep: Keep, asking: bool) -> int:
     deadline = time.monotonic() + keep.patience
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(name, flags, 0o666, dir_fd=folder)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                there = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                # Else it was completed or swept out while we waited, and what we have open is somebody's file by now.
-                if os.path.samestat(there, os.fstat(descriptor)):
-                    return descriptor
+            if not (asking and (folder, name) in _announced):
+                with suppress(FileNotFoundError):
+                    there = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    # Else it was completed or swept out while we waited: what we have open is somebody's file by now.
+                    if os.path.samestat(there, os.fstat(descriptor)):
+                        _announced.withdraw(folder, name)
+                        return descriptor
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                held = os.fstat(descriptor).st_size
-                os.close(descriptor)
-                raise InUse(held) from None
+            pass
+        held = os.fstat(descriptor).st_size
         os.close(descriptor)
+        if time.monotonic() > deadline:
+            raise InUse(held)
         time.sleep(_LOCK_INTERVAL)
 
 
@@ -293,18 +304,45 @@ class _States:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, int, int], tuple[int, hashlib._Hash]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, int, int, int], tuple[int, hashlib._Hash]] = OrderedDict()
 
     def take(self, name: str, status: os.stat_result) -> tuple[int, hashlib._Hash]:
         with self._lock:
-            held, digest = self._known.pop((name, status.st_dev, status.st_ino), (0, hashlib.sha256()))
-        return (held, digest) if held <= status.st_size else (0, hashlib.sha256())
+            return self._known.pop(self._key(name, status), (0, hashlib.sha256()))
 
     def put(self, name: str, status: os.stat_result, held: int, digest: hashlib._Hash) -> None:
         with self._lock:
-            self._known[name, status.st_dev, status.st_ino] = held, digest
+            self._known[self._key(name, status)] = held, digest
             if len(self._known) > _MAX_STATES:
                 self._known.popitem(last=False)
 
+    @staticmethod
+    def _key(name: str, status: os.stat_result) -> tuple[str, int, int, int]:
+        # With the time of the last change: nobody has written to it since but we.
+        return name, status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+class _Announced:
+    """Who has asked for a content and is about to send it: others that ask meanwhile need not send it, too."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._until: dict[tuple[int, str], float] = {}
+
+    def announce(self, folder: int, name: str) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self._until = {key: until for key, until in self._until.items() if until > now}
+            self._until[os.fstat(folder).st_dev, name] = now + _ANNOUNCED
+
+    def withdraw(self, folder: int, name: str) -> None:
+        with self._lock:
+            self._until.pop((os.fstat(folder).st_dev, name), None)
+
+    def __contains__(self, key: tuple[int, str]) -> bool:
+        with self._lock:
+            return self._until.get((os.fstat(key[0]).st_dev, key[1]), 0.0) > time.monotonic()
+
 
 _states = _States()
+_announced = _Announced()
