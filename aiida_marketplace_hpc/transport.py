@@ -344,11 +344,13 @@ class MarketplaceHpcTransport(AsyncTransport):
     def exec_command_wait(self, *args: Any, **kwargs: Any) -> Any:
         """There is no shell on a gateway.
 
-        :raises NotImplementedError: always.
+        :raises NotImplementedError: always; it says what was to be run, and what to do instead.
         """
+        command = kwargs.get("command", args[0] if args else "")
         raise NotImplementedError(
-            "a gateway runs jobs, not commands: use the transport's file methods, or submit a calculation job "
-            "(aiida-shell: launch_shell_job with an absolute path or resolve_command=False)"
+            f"a gateway runs jobs, not commands, and so not {command!r}. With aiida-shell, call "
+            "launch_shell_job(..., resolve_command=False) with the command's name or absolute path on the cluster, or pass a "
+            "code instead of a command. Otherwise use the transport's file methods, or submit a calculation job"
         )
 
     async def exec_command_wait_async(self, *args: Any, **kwargs: Any) -> Any:

@@ -234,8 +234,12 @@ def test_the_blocking_form_on_the_loop_lets_others_run(transport: MarketplaceHpc
 
 
 def test_no_shell_says_what_to_use_instead(transport: MarketplaceHpcTransport) -> None:
-    with pytest.raises(NotImplementedError, match="jobs, not commands"):
-        transport.exec_command_wait("ls")
+    with pytest.raises(NotImplementedError, match="jobs, not commands") as refused:
+        transport.exec_command_wait('which "date"')
+    assert 'which "date"' in str(refused.value)
+    assert "launch_shell_job(..., resolve_command=False)" in str(refused.value)
+    with pytest.raises(NotImplementedError, match="'ls'"):
+        asyncio.run(transport.exec_command_wait_async(command="ls"))
 
 
 def test_a_gateway_that_is_not_there_is_no_os_error(monkeypatch: pytest.MonkeyPatch) -> None:
