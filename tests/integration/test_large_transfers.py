@@ -124,15 +124,15 @@ def test_eight_large_transfers_do_not_stall_the_loop(installation: Installation,
     outcomes = installation.profile.wait_for(pks, timeout=800)
     assert {(outcome.state, outcome.exit_status) for outcome in outcomes.values()} == {("finished", 0)}
     found = [json.loads(line) for line in stalls.read_text().splitlines()]
-    ours = [stall for stall in found if stall["ours"]]
     longest = max((stall["seconds"] for stall in found), default=0.0)
+    ours = sorted((stall for stall in found if stall["ours"]), key=lambda stall: -stall["ours"])
     print(
-        f"\n8 uploads and 8 retrievals of 1 GiB at once: {len(found)} stalls above 0.1 s, the longest {longest:.2f} s, "
-        f"{len(ours)} with a frame of this package"
+        f"\n8 uploads and 8 retrievals of 1 GiB at once: {len(found)} stalls above 0.1 s, the longest {longest:.2f} s; "
+        f"{len(ours)} with a frame of this package, at most {ours[0]['ours'] if ours else 0:.3f} s in one"
     )
-    for stall in ours:
+    for stall in ours[:3]:
         print(stall)
-    assert ours == []
+    assert [stall for stall in ours if stall["ours"] > 0.1] == []
 
 
 def gateway_pid(site: Site) -> int:
