@@ -1,0 +1,149 @@
+"""Do the same with two transports, and compare what came of it: results, exceptions, every file on both ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plumpy.greenback_bridge import ensure_portal
+
+from aiida_marketplace_hpc.gateway.roots import PRIVATE
+
+Tree = dict[str, tuple[str, object, int]]
+"""Of everything below a folder: type, content or target, permission bits."""
+
+_NAMELESS = (OSError, shutil.Error, shutil.SameFileError, shutil.SpecialFileError)
+"""Where aiida-core raises a bare OSError with a text, ours is the class that says what it is: still an OSError."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A transport and the folders in which it may do things.
+
+    :param remote: on the cluster.
+    :param other: on the cluster, on another file system.
+    :param local: on this machine.
+    """
+
+    transport: Any
+    remote: Path
+    other: Path
+    local: Path
+
+    def make(self) -> None:
+        """Make the folders and put into two of them what every case starts from."""
+        for folder in (self.remote, self.other, self.local):
+            folder.mkdir(parents=True)
+        seed(self.remote)
+        seed(self.local)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it, in terms that are the same on both sides."""
+
+    result: str
+    problem: Exception | None
+    remote: Tree
+    other: Tree
+    local: Tree
+
+
+def seed(folder: Path) -> None:
+    """Fill a folder with a little of everything."""
+    (folder / "d" / "sub").mkdir(parents=True)
+    (folder / "d" / "empty").mkdir()
+    (folder / "d" / "a.txt").write_text("a")
+    (folder / "d" / "sub" / "b.txt").write_text("b")
+    (folder / "d" / "sub").chmod(0o750)
+    (folder / "d" / ".hidden").write_text("h")
+    (folder / "d" / "link").symlink_to("a.txt")
+    (folder / "d" / "linkdir").symlink_to("sub")
+    (folder / "f").write_text("content of f")
+    (folder / "f").chmod(0o640)
+    (folder / "g.dat").write_text("g")
+    (folder / "h.dat").write_text("h")
+    (folder / "odd \n '\" ä-name").write_text("odd")
+    (folder / "-dash").write_text("dash")
+    (folder / "e").mkdir()
+    (folder / "tofile").symlink_to("f")
+    (folder / "todir").symlink_to("d")
+    (folder / "dangling").symlink_to("nowhere")
+    (folder / "loop").symlink_to("loop")
+
+
+def tree(folder: Path) -> Tree:
+    """Everything below a folder, by its path relative to it."""
+    found: Tree = {}
+    for root, folders, names in os.walk(folder):
+        for name in [*folders, *names]:
+            path = Path(root, name)
+            relative = str(path.relative_to(folder))
+            if relative.split("/")[0] == PRIVATE:
+                continue
+            mode = stat.S_IMODE(path.lstat().st_mode)
+            if path.is_symlink():
+                found[relative] = ("link", os.readlink(path), 0)
+            elif path.is_dir():
+                found[relative] = ("folder", None, mode)
+            else:
+                found[relative] = ("file", path.read_bytes(), mode)
+    return found
+
+
+def outcome(action: Callable[[Side], Any], side: Side) -> Outcome:
+    """Do something on one side."""
+    try:
+        result: Any = action(side)
+        problem: Exception | None = None
+    except Exception as exc:  # noqa: BLE001 - which one it is, is what is compared.
+        result, problem = None, exc
+    text = repr(result)
+    for name, folder in (("REMOTE", side.remote), ("OTHER", side.other), ("LOCAL", side.local)):
+        text = text.replace(str(folder), name)
+    return Outcome(text, problem, tree(side.remote), tree(side.other), tree(side.local))
+
+
+def assert_same_problem(found: Exception | None, expected: Exception | None) -> None:
+    """Check that what was raised is what is expected, or more precisely the same."""
+    assert (found is None) == (expected is None), (found, expected)
+    if expected is not None:
+        kind = OSError if type(expected) in _NAMELESS else type(expected)
+        assert isinstance(found, kind), (found, expected)
+
+
+def assert_same(found: Outcome, expected: Outcome) -> None:
+    """Compare two outcomes."""
+    assert_same_problem(found.problem, expected.problem)
+    assert found.result == expected.result
+    assert found.remote == expected.remote
+    assert found.other == expected.other
+    assert found.local == expected.local
+
+
+class Asynchronous:
+    """A transport whose methods are carried out by their asynchronous forms, on a loop of their own."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._transport, f"{name}_async")
+        return lambda *args, **kwargs: self._loop.run_until_complete(method(*args, **kwargs))
+
+
+def on_a_loop_with_a_portal(action: Callable[[], Any]) -> Any:
+    """Call synchronous code from a coroutine, as AiiDA's engine does."""
+
+    async def main() -> Any:
+        await ensure_portal()
+        return action()
+
+    return asyncio.run(main())
