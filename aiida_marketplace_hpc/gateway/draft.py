@@ -49,6 +49,8 @@ class Draft:
         return self
 
     def _target(self) -> os.stat_result | None:
+        if self._place.only_folder:  # A folder that is not there, or the walk would have gone into it.
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         try:
             existing = self._place.lstat()
         except FileNotFoundError:

@@ -78,8 +78,11 @@ def seed(folder: Path) -> None:
     (folder / "loop").symlink_to("loop")
 
 
-def tree(folder: Path) -> Tree:
-    """Everything below a folder, by its path relative to it."""
+def tree(folder: Path, rename: Callable[[str], str] = str) -> Tree:
+    """Everything below a folder, by its path relative to it.
+
+    :param rename: applied to the targets of links.
+    """
     found: Tree = {}
     for root, folders, names in os.walk(folder):
         for name in [*folders, *names]:
@@ -89,7 +92,7 @@ def tree(folder: Path) -> Tree:
                 continue
             mode = stat.S_IMODE(path.lstat().st_mode)
             if path.is_symlink():
-                found[relative] = ("link", os.readlink(path), 0)
+                found[relative] = ("link", rename(os.readlink(path)), 0)
             elif path.is_dir():
                 found[relative] = ("folder", None, mode)
             else:
@@ -104,10 +107,14 @@ def outcome(action: Callable[[Side], Any], side: Side) -> Outcome:
         problem: Exception | None = None
     except Exception as exc:  # noqa: BLE001 - which one it is, is what is compared.
         result, problem = None, exc
-    text = repr(result)
-    for name, folder in (("REMOTE", side.remote), ("OTHER", side.other), ("LOCAL", side.local)):
-        text = text.replace(str(folder), name)
-    return Outcome(text, problem, tree(side.remote), tree(side.other), tree(side.local))
+
+    def anonymous(text: str) -> str:
+        for name, folder in (("REMOTE", side.remote), ("OTHER", side.other), ("LOCAL", side.local)):
+            text = text.replace(str(folder), name)
+        return text
+
+    trees = [tree(folder, anonymous) for folder in (side.remote, side.other, side.local)]
+    return Outcome(anonymous(repr(result)), problem, *trees)
 
 
 def assert_same_problem(found: Exception | None, expected: Exception | None) -> None:
@@ -135,8 +142,15 @@ class Asynchronous:
         self._loop = loop
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name == "iglob":  # The one method without an asynchronous form.
+            name = "glob"
         method = getattr(self._transport, f"{name}_async")
-        return lambda *args, **kwargs: self._loop.run_until_complete(method(*args, **kwargs))
+
+        def done(*args: Any, **kwargs: Any) -> Any:
+            plain = [arg._transport if isinstance(arg, Asynchronous) else arg for arg in args]
+            return self._loop.run_until_complete(method(*plain, **kwargs))
+
+        return done
 
 
 def on_a_loop_with_a_portal(action: Callable[[], Any]) -> Any:

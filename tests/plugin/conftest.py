@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from aiida.transports.plugins.local import LocalTransport
 
-from aiida_marketplace_hpc.testing.backend import FakeBackend
-from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
-from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
-from tests.plugin.comparison import Side
+pytest.register_assert_rewrite("tests.plugin.comparison")
+
+from aiida.transports.plugins.local import LocalTransport  # noqa: E402
+
+from aiida_marketplace_hpc.testing.backend import FakeBackend  # noqa: E402
+from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway  # noqa: E402
+from aiida_marketplace_hpc.transport import MarketplaceHpcTransport  # noqa: E402
+from tests.plugin.comparison import Side  # noqa: E402
 
 MEMORY = Path("/dev/shm")
 """A second file system, where there is one."""
