@@ -420,16 +420,13 @@ class RemoteDisk:
                 raise FileNotFoundError(errno.ENOENT, "there is no such local folder", local)
             return Path(goal)
 
+        place = self._gateway.place(self._absolute(remote))
         try:
-            transfer.get(
-                self._gateway,
-                self._absolute(remote),
-                destination,
-                dereference=dereference,
-                overwrite=overwrite,
-            )
+            transfer.get(self._gateway, place, destination, dereference=dereference, overwrite=overwrite)
         except FileError as exc:
-            if not (ignore_missing and _is_missing(exc)):
+            # A link to nothing inside a folder is another matter than a folder that is not there.
+            itself = self._gateway.locate(exc.path) == place if exc.path else True
+            if not (ignore_missing and _is_missing(exc) and itself):
                 raise
 
     # Shared

@@ -26,7 +26,6 @@ Read = Callable[[int], bytes]
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_DEPTH = 200
 _MAGIC = re.compile(r"[*?\[]")
-_NOT_THERE = ("ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "EACCES")
 
 
 class Files:
@@ -51,16 +50,12 @@ class Files:
         rest: list[str] = []
         while True:
             try:
-                with self.roots.place(path.rstrip("/")) as place:
-                    resolved = posixpath.normpath(posixpath.join(place.path, *reversed(rest)))
-                    break
+                return posixpath.normpath(posixpath.join(self.roots.resolve(path), *reversed(rest)))
             except FileError as exc:
-                if exc.errno not in _NOT_THERE or not self.roots.locate(path)[1]:
+                if exc.errno not in ("ELOOP", "EACCES") or not self.roots.locate(path)[1]:
                     raise
             path, name = posixpath.split(path.rstrip("/"))
             rest.append(name)
-        self.roots.locate(resolved)
-        return resolved
 
     def listing(
         self, path: str, *, recursive: bool = False, pattern: str | None = None, follow: bool = False
@@ -365,6 +360,10 @@ class Files:
         with self.roots.place(path) as place, _told(path):
             attributes = place.lstat()
             if stat.S_ISDIR(attributes.st_mode):
+                # Once through it beforehand: when the answer is under way, it is too late to say what is wrong.
+                for _, content in self._entries(place.path, dereference):
+                    if content is not None:
+                        content.close()
                 return bundle.write(self._entries(place.path, dereference))
             content = _open_regular(place)
             size = os.fstat(content.fileno()).st_size

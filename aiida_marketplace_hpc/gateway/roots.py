@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -115,6 +116,20 @@ class Roots:
         finally:
             walk.close()
 
+    def resolve(self, path: str) -> str:
+        """Resolve every link in an absolute path; what follows something that does not exist is left as it is written.
+
+        :raises Forbidden: if it is, or a link on the way leads, outside the roots.
+        :raises FileError: for too many links, an over-long name, a folder that must not be looked into.
+        """
+        walk = _Walk(self, path.rstrip("/"), False)
+        try:
+            resolved = walk.resolve()
+        finally:
+            walk.close()
+        self.locate(resolved)
+        return resolved
+
     def locate(self, path: str) -> tuple[Root, list[str]]:
         """The root that an absolute path lies below (the deepest), and the components under it; nothing is opened.
 
@@ -145,6 +160,7 @@ class _Walk:
         self._asked = path
         self._make_parents = make_parents
         self._links = 0
+        self._name = ""
         self._stack: list[tuple[int, str]] = []
         if len(os.fsencode(path)) > _MAX_PATH:
             raise FileError(f"the path is longer than {_MAX_PATH} bytes", errno="ENAMETOOLONG", path=path)
@@ -160,7 +176,7 @@ class _Walk:
     def run(self, follow: bool) -> Place:
         self._enter(self._root)
         while self._todo:
-            name = self._todo.pop(0)
+            name = self._name = self._todo.pop(0)
             last = not self._todo
             if name == "..":
                 if len(self._stack) == 1:
@@ -188,6 +204,15 @@ class _Walk:
             return Place(self._root, self._stack[0][0], ".", self._root.path)
         name = self._stack[-1][1]
         return self._place(self._stack[-2][0], name, up=1)
+
+    def resolve(self) -> str:
+        try:
+            return self.run(True).path
+        except FileError as exc:
+            if exc.errno not in ("ENOENT", "ENOTDIR") or not self._stack:
+                raise
+        names = [entry[1] for entry in self._stack[1:]]
+        return posixpath.normpath(posixpath.join(self._root.path, *names, self._name, *self._todo))
 
     def _look(self, name: str, last: bool) -> tuple[str | None, str]:
         """What ``name`` in the current folder is; a folder is entered."""

@@ -48,6 +48,11 @@ def _refused(attempt: Callable[[], object]) -> bool:
     return False
 
 
+def _relative(remote: str) -> str:
+    """The folder of a case, from the home."""
+    return "/".join(Path(remote).parts[-2:])
+
+
 def _with_name(name: str) -> Case:
     """Do everything with one name."""
 
@@ -495,16 +500,16 @@ CASES: dict[str, Case] = {
     "gettree with a trailing slash": lambda t, r, h: t.gettree(f"{r}/d/", f"{h}/e"),
     # Names.
     "relative remote paths": lambda t, r, h: [
-        t.isfile(f"{Path(r).name}/f"),
-        t.put(f"{h}/f", f"{Path(r).name}/new"),
-        t.get(f"{Path(r).name}/g.dat", f"{h}/new"),
-        t.mkdir(f"{Path(r).name}/made"),
-        sorted(t.listdir(Path(r).name)),
+        t.isfile(f"{_relative(r)}/f"),
+        t.put(f"{h}/f", f"{_relative(r)}/new"),
+        t.get(f"{_relative(r)}/g.dat", f"{h}/new"),
+        t.mkdir(f"{_relative(r)}/made"),
+        sorted(t.listdir(_relative(r))),
         sorted(t.glob(f"{r}/ma*")),
-        t.copy(f"{Path(r).name}/d", f"{Path(r).name}/copied"),
-        t.chmod(f"{Path(r).name}/f", 0o700),
-        t.remove(f"{Path(r).name}/h.dat"),
-        Path(t.normalize(f"{Path(r).name}/f")).name,
+        t.copy(f"{_relative(r)}/d", f"{_relative(r)}/copied"),
+        t.chmod(f"{_relative(r)}/f", 0o700),
+        t.remove(f"{_relative(r)}/h.dat"),
+        Path(t.normalize(f"{_relative(r)}/f")).name,
     ],
     **{f"name {name!r}": _with_name(name) for name in ODD_NAMES},
     "a name that is too long": lambda t, r, h: t.mkdir(f"{r}/{'x' * 256}"),

@@ -36,12 +36,13 @@ class Side:
     other: Path
     local: Path
 
-    def make(self) -> None:
-        """Make the folders and put into two of them what every case starts from."""
+    def make(self, seeded: bool = True) -> None:
+        """Make the folders and put into two of them what every hand-written case starts from."""
         for folder in (self.remote, self.other, self.local):
             folder.mkdir(parents=True)
-        seed(self.remote)
-        seed(self.local)
+        if seeded:
+            seed(self.remote)
+            seed(self.local)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def outcome(action: Callable[[Side], Any], side: Side) -> Outcome:
 
     def anonymous(text: str) -> str:
         for name, folder in (("REMOTE", side.remote), ("OTHER", side.other), ("LOCAL", side.local)):
-            text = text.replace(str(folder), name)
+            text = text.replace(str(folder), name).replace(str(folder.parent), f"{name}/..")
         return text
 
     trees = [tree(folder, anonymous) for folder in (side.remote, side.other, side.local)]

@@ -31,6 +31,9 @@ class Pair(NamedTuple):
     ours: Side
 
 
+NewPair = Callable[..., Pair]
+
+
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[Path]:
     """A folder on another file system than the tests' temporary folder."""
@@ -52,9 +55,7 @@ def lasting(tmp_path_factory: pytest.TempPathFactory, elsewhere: Path) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def new_pair(
-    lasting: ServedGateway, elsewhere: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[], Pair]]:
+def new_pair(lasting: ServedGateway, elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewPair]:
     """Make new folders for both sides, of the same names relative to the remote home."""
     base = tmp_path_factory.mktemp("differential")
     numbers = itertools.count()
@@ -67,20 +68,20 @@ def new_pair(
         home = Path(ours.normalize("."))
         with LocalTransport(machine="localhost") as reference:
 
-            def make() -> Pair:
-                name = f"case{next(numbers)}"
+            def make(seeded: bool = True) -> Pair:
+                name = f"case{next(numbers)}/in"  # A link to `..` stays in the case.
                 pair = Pair(
                     Side(reference, base / "home" / name, elsewhere / "reference" / name, base / "here" / name),
                     Side(ours, home / name, elsewhere / "ours" / home.name / name, base / "here-ours" / name),
                 )
                 for side in pair:
-                    side.make()
+                    side.make(seeded)
                 return pair
 
             yield make
 
 
 @pytest.fixture
-def pair(new_pair: Callable[[], Pair]) -> Pair:
+def pair(new_pair: NewPair) -> Pair:
     """Seeded folders on both sides."""
     return new_pair()

@@ -1,0 +1,72 @@
+"""Random sequences of operations on aiida-core's local transport and on ours: after each, everything is the same."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+
+from tests.plugin.comparison import assert_same, assert_same_problem, outcome
+from tests.plugin.conftest import NewPair
+from tests.plugin.differences import difference
+from tests.plugin.sequences import Step, Thing, clear, steps, things
+
+COMMON = {
+    "deadline": None,
+    "database": None,
+    "print_blob": False,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+
+
+def compare(new_pair: NewPair, there: list[Thing], sequence: list[Step]) -> None:
+    """Do a sequence on both sides, up to the first step after which they may differ."""
+    pair = new_pair(seeded=False)
+    try:
+        for side in pair:
+            for thing in there:
+                thing.make(side)
+        for step in sequence:
+            known = difference(step, pair.reference)
+            if known is not None:
+                note(f"left out: {step}: {known.what}")
+                continue
+            note(repr(step))
+            expected = outcome(step, pair.reference)
+            found = outcome(step, pair.ours)
+            if expected.problem is not None and step.method in (
+                "copy",
+                "copytree",
+                "put",
+                "puttree",
+                "get",
+                "gettree",
+                "symlink",
+            ):
+                assert_same_problem(found.problem, expected.problem)
+                return  # How much of many things was done before the first that failed is not promised.
+            assert_same(found, expected)
+    finally:
+        for side in pair:
+            clear(side)
+
+
+@given(there=things, sequence=st.lists(steps, min_size=1, max_size=8))
+@settings(max_examples=150, derandomize=True, **COMMON)
+def test_sequences_have_the_same_outcome(new_pair: NewPair, there: list[Thing], sequence: list[Step]) -> None:
+    compare(new_pair, there, sequence)
+
+
+@pytest.mark.hunt
+@given(there=things, sequence=st.lists(steps, min_size=1, max_size=8))
+@settings(max_examples=600, phases=[Phase.generate], report_multiple_bugs=False, **COMMON)
+def test_hunt(new_pair: NewPair, there: list[Thing], sequence: list[Step]) -> None:
+    compare(new_pair, there, sequence)
+
+
+@pytest.mark.services
+@pytest.mark.timeout(3600)
+@given(there=things, sequence=st.lists(steps, min_size=1, max_size=12))
+@settings(max_examples=20_000, **COMMON)
+def test_very_many_sequences_have_the_same_outcome(new_pair: NewPair, there: list[Thing], sequence: list[Step]) -> None:
+    compare(new_pair, there, sequence)
