@@ -303,6 +303,8 @@ class RemoteDisk:
         local = _local(localpath)
         if not str(remotepath):
             raise OSError(errno.ENOENT, "no remote path was given")
+        if not os.path.exists(local):
+            raise FileNotFoundError(errno.ENOENT, "the local path does not exist", local)
         self._put_file(local, str(remotepath), overwrite, into=None)
 
     @_posix

@@ -224,11 +224,17 @@ class Files:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             if not directory and self.realpath(target) == source.path:
                 raise InvalidRequest(f"{path} cannot be copied to itself")
-            with self.roots.place(self._inside(target, posixpath.basename(path))) as goal, _told(target):
+            is_folder = stat.S_ISDIR(mode)
+            inside = self._inside(target, posixpath.basename(path))
+            # A file goes where a link leads, a folder does not take a link's place.
+            with (
+                self.roots.place(inside.rstrip("/") if is_folder else inside, follow=not is_folder) as goal,
+                _told(target),
+            ):
                 goal.writable()
                 if goal.path == source.path:
                     raise FileError(f"File exists: {goal.path} is what is copied", errno="EEXIST", path=goal.path)
-                if stat.S_ISDIR(mode):
+                if is_folder:
                     if f"{goal.path}/".startswith(f"{source.path}/"):
                         raise FileError(f"{path} cannot be copied into itself", errno="EINVAL", path=goal.path)
                     self._copy_tree(source, goal, dereference, 0)
@@ -242,6 +248,8 @@ class Files:
                     link = os.readlink(named.name, dir_fd=named.folder)
                     self.symlink(target, link)
                     return
+            if stat.S_ISDIR(real.lstat().st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             with self.roots.place(target) as goal, _told(target):
                 if goal.path == real.path:
                     raise FileError(f"File exists: {goal.path} is what is copied", errno="EEXIST", path=goal.path)

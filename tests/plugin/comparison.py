@@ -118,17 +118,20 @@ def outcome(action: Callable[[Side], Any], side: Side) -> Outcome:
     return Outcome(anonymous(repr(result)), problem, *trees)
 
 
-def assert_same_problem(found: Exception | None, expected: Exception | None) -> None:
-    """Check that what was raised is what is expected, or more precisely the same."""
+def assert_same_problem(found: Exception | None, expected: Exception | None, *, precisely: bool = True) -> None:
+    """Check that what was raised is what is expected, or more precisely the same.
+
+    :param precisely: an :class:`OSError` must have the very class; else any will do.
+    """
     assert (found is None) == (expected is None), (found, expected)
     if expected is not None:
-        kind = OSError if type(expected) in _NAMELESS else type(expected)
-        assert isinstance(found, kind), (found, expected)
+        vague = type(expected) in _NAMELESS or (isinstance(expected, OSError) and not precisely)
+        assert isinstance(found, OSError if vague else type(expected)), (found, expected)
 
 
-def assert_same(found: Outcome, expected: Outcome) -> None:
+def assert_same(found: Outcome, expected: Outcome, *, precisely: bool = True) -> None:
     """Compare two outcomes."""
-    assert_same_problem(found.problem, expected.problem)
+    assert_same_problem(found.problem, expected.problem, precisely=precisely)
     assert found.result == expected.result
     assert found.remote == expected.remote
     assert found.other == expected.other

@@ -52,6 +52,15 @@ def _sources(pattern: str) -> list[str]:
     return glob.glob(pattern) if glob.has_magic(pattern) else [pattern]
 
 
+def _collide(pattern: str, goal: str) -> bool:
+    sources = _sources(pattern)
+    names = {os.path.basename(source) for source in sources}
+    inside = {os.path.realpath(goal), os.path.realpath(os.path.dirname(goal))}
+    return len(sources) > 1 and (
+        len(names) < len(sources) or any(os.path.realpath(os.path.dirname(source)) in inside for source in sources)
+    )
+
+
 def _folder_without_parent(paths: Paths) -> bool:
     source, goal = paths
     return any(map(os.path.isdir, _sources(source))) and not os.path.isdir(os.path.dirname(goal.rstrip("/")))
@@ -79,6 +88,12 @@ DIFFERENCES = (
     ),
     Difference(
         ("rename",),
+        "a folder is renamed into itself by way of a link",
+        "refused, as without the link; core.local copies the folder into itself and then deletes it",
+        lambda paths: os.path.isdir(paths[0]) and _below(paths[1], paths[0]),
+    ),
+    Difference(
+        ("rename",),
         "a link that leads nowhere is renamed, or is what has the new name",
         "renamed, and never overwritten, as by core.ssh_async; to core.local such a link is nothing at all",
         lambda paths: any(map(_dangling, paths)),
@@ -96,10 +111,23 @@ DIFFERENCES = (
         lambda paths: os.path.islink(paths[0]),
     ),
     Difference(
-        ("normalize",),
+        ("makedirs",),
+        "a folder is made where a file is",
+        "refused, as by core.ssh_async; core.local says nothing, and there is no folder",
+        lambda paths: os.path.isfile(os.path.normpath(paths[0])),
+    ),
+    Difference(
+        ("normalize", "listdir_withattributes"),
         "links lead in a circle",
-        "one of the paths in the circle, which need not be the one that core.local stops at",
+        "normalize answers one of the paths in the circle, which need not be the one that core.local stops at; "
+        "listdir_withattributes raises an OSError as listdir does, where core.local raises a RuntimeError",
         lambda paths: _loops(paths[0]),
+    ),
+    Difference(
+        ("copy", "get", "put", "symlink"),
+        "a pattern matches several things of one name, or things in the destination itself",
+        "the order is that of the names; core.local takes the order in which the file system happens to list them",
+        lambda paths: len(paths) == 2 and _collide(*paths),
     ),
     Difference(
         ("get",),

@@ -93,10 +93,10 @@ def clear(side: Side) -> None:
         shutil.rmtree(folder.parent)
 
 
-names = st.sampled_from(NAMES)
+names = st.sampled_from((*("a", "b", "c") * 3, *NAMES))
 relative = st.builds(
     lambda parts, slash: "/".join(parts) + ("/" if slash else ""),
-    st.lists(names, min_size=1, max_size=3),
+    st.integers(0, 9).flatmap(lambda n: st.lists(names, min_size=1, max_size=1 if n < 5 else 2 if n < 8 else 3)),
     st.sampled_from((False,) * 9 + (True,)),
 )
 bases = st.sampled_from(("remote", "remote", "remote", "other"))
