@@ -55,6 +55,10 @@ class Outcome:
     other: Tree
     local: Tree
 
+    @property
+    def trees(self) -> tuple[Tree, Tree, Tree]:
+        return self.remote, self.other, self.local
+
 
 def seed(folder: Path) -> None:
     """Fill a folder with a little of everything."""

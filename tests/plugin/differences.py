@@ -61,6 +61,21 @@ def _collide(pattern: str, goal: str) -> bool:
     )
 
 
+def _never(_: Paths) -> bool:
+    """Such operations are not among the random ones."""
+    return False
+
+
+def _links_over_something(paths: Paths) -> bool:
+    goals = (paths[1], *(os.path.join(paths[1], os.path.basename(source)) for source in _sources(paths[0])))
+    return any(map(os.path.isdir, goals)) and any(
+        os.path.islink(os.path.join(folder, name))
+        for source in _sources(paths[0])
+        for folder, folders, names in os.walk(source)
+        for name in (*folders, *names)
+    )
+
+
 def _folder_without_parent(paths: Paths) -> bool:
     source, goal = paths
     return any(map(os.path.isdir, _sources(source))) and not os.path.isdir(os.path.dirname(goal.rstrip("/")))
@@ -113,7 +128,7 @@ DIFFERENCES = (
     Difference(
         ("makedirs",),
         "a folder is made where a file is",
-        "refused, as by core.ssh_async; core.local says nothing, and there is no folder",
+        "refused; core.local says nothing, and there is no folder",
         lambda paths: os.path.isfile(os.path.normpath(paths[0])),
     ),
     Difference(
@@ -134,6 +149,67 @@ DIFFERENCES = (
         "a pattern that matches one file is downloaded into a folder",
         "into the folder, as by core.ssh_async, and as several files are; core.local tries to write over the folder",
         lambda paths: glob.has_magic(paths[0]) and os.path.isdir(paths[1]),
+    ),
+    Difference(
+        ("put", "puttree", "get", "gettree"),
+        "a link in a folder comes where something is already",
+        "it takes the place of a file or link, so that a transfer can be repeated; core.local refuses",
+        _links_over_something,
+    ),
+    Difference(
+        ("get", "gettree"),
+        "a file in a folder comes where there is a local link",
+        "it takes the place of the link; core.local writes through it. A gateway is not to choose where on your machine "
+        "something is written",
+        _never,
+    ),
+    Difference(
+        ("copy", "put", "get"),
+        "something in the middle of a folder, or of several things, fails",
+        "nothing after it is done; core.local goes on with the rest and then raises",
+        _never,
+    ),
+    Difference(
+        ("put", "get", "copy"),
+        "a file that cannot be written, or has several names, is replaced",
+        "the name gets a new file when it has arrived whole; core.local writes into the old one",
+        _never,
+    ),
+    Difference(
+        ("listdir",),
+        "the folder's name ends with a blank, or has characters that mean something in a regular expression",
+        "the names in it; core.local cuts the blank off, and reads the name as an expression where there is a pattern",
+        _never,
+    ),
+    Difference(
+        ("listdir_withattributes",),
+        "there is a pattern",
+        "it is heeded, as by core.ssh_async; core.local lists everything",
+        _never,
+    ),
+    Difference(
+        ("path_exists",),
+        "the path is empty",
+        "there is nothing; to core.local it is the home",
+        _never,
+    ),
+    Difference(
+        ("putfile", "getfile"),
+        "the switches are given without their names",
+        "dereference comes first, as with core.ssh_async; with core.local it is overwrite",
+        _never,
+    ),
+    Difference(
+        ("rename", "copyfile"),
+        "a path is relative",
+        "it is taken from the home, as everywhere; core.local looks in the daemon's own working directory",
+        _never,
+    ),
+    Difference(
+        ("makedirs_async",),
+        "the folder appears between path_exists_async and makedirs_async, called one right after the other by one task",
+        "it is accepted: the first calculations in a new work directory would otherwise fail, and be tried again after 20 s",
+        _never,
     ),
 )
 

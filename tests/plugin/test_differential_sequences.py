@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from tests.plugin.comparison import assert_same, assert_same_problem, outcome
@@ -68,16 +68,9 @@ def test_sequences_have_the_same_outcome(new_pair: NewPair, there: list[Thing], 
     compare(new_pair, there, sequence)
 
 
-@pytest.mark.hunt
-@given(there=things, sequence=st.lists(steps, min_size=1, max_size=8))
-@settings(max_examples=600, phases=[Phase.generate], report_multiple_bugs=False, **COMMON)
-def test_hunt(new_pair: NewPair, there: list[Thing], sequence: list[Step]) -> None:
-    compare(new_pair, there, sequence)
-
-
 @pytest.mark.services
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1800)
 @given(there=things, sequence=st.lists(steps, min_size=1, max_size=12))
-@settings(max_examples=20_000, **COMMON)
+@settings(max_examples=5_000, **COMMON)
 def test_very_many_sequences_have_the_same_outcome(new_pair: NewPair, there: list[Thing], sequence: list[Step]) -> None:
     compare(new_pair, there, sequence)
