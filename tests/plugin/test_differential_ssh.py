@@ -61,7 +61,7 @@ DIFFERENT_OVER_SSH: dict[str, tuple[str, ...]] = {
         "listdir pattern without magic",
         "listdir with a trailing slash",
     ),
-    "what is asked for is there afterwards, or it is an error: core.ssh_async accepts that a file is where a folder should be": (
+    "a folder that is asked for is there afterwards, or it is an error: core.ssh_async accepts a file in its place": (
         "makedirs through a file",
         "mkdir on a dangling link ignored",
         "mkdir on a file ignored",
