@@ -281,9 +281,23 @@ _OPERATION_ROWS = (
     Operation(
         "stat", "attributes of a path; `follow` (default: no) looks through a symbolic link", ("path",), ("follow",)
     ),
-    Operation("list", "the entries of a folder with their attributes", ("path",), ("recursive", "pattern")),
-    Operation("glob", "the paths that match a shell pattern", ("pattern",)),
-    Operation("realpath", "the path with every symbolic link resolved", ("path",)),
+    Operation(
+        "list",
+        "the entries of a folder with their attributes; `follow` says of each symbolic link what it leads to",
+        ("path",),
+        ("recursive", "pattern", "follow"),
+    ),
+    Operation(
+        "glob",
+        "the paths that match a shell pattern; `attributes` answers with the entries instead, as `list` with `follow`",
+        ("pattern",),
+        ("attributes",),
+    ),
+    Operation(
+        "realpath",
+        "the path with every symbolic link resolved; what does not exist is left as it is written",
+        ("path",),
+    ),
     Operation("checksum", "the `digest` (`sha-256:…`) and the `size` of a file", ("path",)),
     Operation(
         "usage",
@@ -306,9 +320,10 @@ _OPERATION_ROWS = (
     ),
     Operation(
         "copy",
-        "copy a file or folder on the cluster, as `cp -r` does; `exact`: a file's content, to exactly this name",
+        "copy a file or folder on the cluster, as `cp -r` does; `exact`: a file's content, to exactly this name; "
+        "`directory`: only a folder",
         ("path", "target"),
-        ("dereference", "exact"),
+        ("dereference", "exact", "directory"),
         repeatable=False,
     ),
     Operation("symlink", "make `path` a symbolic link to `target`", ("path", "target"), (), repeatable=False),

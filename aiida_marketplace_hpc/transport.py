@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import shutil
@@ -9,9 +10,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import click
 from aiida.common.exceptions import InvalidOperation
@@ -46,6 +48,8 @@ class Connection:
     """For the transport."""
     scheduler_off_loop: OffLoop
     """For the scheduler, whose calls must not wait for transfers of hours to end."""
+    missing: WeakKeyDictionary[asyncio.Task[Any], str] = field(default_factory=WeakKeyDictionary)
+    """The tasks whose last call asked whether a path exists and was told no, with that path."""
 
 
 _connections: dict[tuple[Any, ...], Connection] = {}
@@ -101,8 +105,13 @@ def _in_pool(operation: Callable[..., Any]) -> Callable[..., Any]:
     """The asynchronous form of an operation; the synchronous one is found through its attribute ``operation``."""
 
     async def method(self: MarketplaceHpcTransport, *args: Any, **kwargs: Any) -> Any:
+        self._last_found_missing()
         return await self.connection.off_loop.run(operation, self.connection.disk, *args, **kwargs)
 
+    return _form_of(operation, method)
+
+
+def _form_of(operation: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
     method.operation = operation  # type: ignore[attr-defined]
     method.__name__ = f"{operation.__name__.lstrip('_')}_async"
     method.__doc__ = operation.__doc__
@@ -299,10 +308,8 @@ class MarketplaceHpcTransport(AsyncTransport):
     isfile_async = _in_pool(RemoteDisk.isfile)
     listdir_async = _in_pool(RemoteDisk.listdir)
     listdir_withattributes_async = _in_pool(RemoteDisk.listdir_withattributes)
-    makedirs_async = _in_pool(RemoteDisk.makedirs)
     mkdir_async = _in_pool(RemoteDisk.mkdir)
     normalize_async = _in_pool(RemoteDisk.normalize)
-    path_exists_async = _in_pool(RemoteDisk.path_exists)
     put_async = _in_pool(RemoteDisk.put)
     putfile_async = _in_pool(RemoteDisk.putfile)
     puttree_async = _in_pool(RemoteDisk.puttree)
@@ -312,6 +319,30 @@ class MarketplaceHpcTransport(AsyncTransport):
     rmtree_async = _in_pool(RemoteDisk.rmtree)
     symlink_async = _in_pool(RemoteDisk.symlink)
     whoami_async = _in_pool(RemoteDisk.whoami)
+
+    # AiiDA looks whether the work directory exists and makes it if not. The first calculations in a new one do that at once:
+    # what was made between a task's look and its own attempt is what the task wanted, and no reason to fail.
+
+    async def _path_exists(self, path: Any) -> Any:
+        found = await self.connection.off_loop.run(RemoteDisk.path_exists, self.connection.disk, path)
+        task = asyncio.current_task()
+        if task is not None:
+            self.connection.missing.pop(task, None)
+            if not found:
+                self.connection.missing[task] = str(path)
+        return found
+
+    async def _makedirs(self, path: Any, ignore_existing: bool = False) -> Any:
+        ignore = ignore_existing or self._last_found_missing() == str(path)
+        await self.connection.off_loop.run(RemoteDisk.makedirs, self.connection.disk, path, ignore)
+
+    path_exists_async = _form_of(RemoteDisk.path_exists, _path_exists)
+    makedirs_async = _form_of(RemoteDisk.makedirs, _makedirs)
+
+    def _last_found_missing(self) -> str | None:
+        """The path that this task was told does not exist, if that was its last call; it is forgotten."""
+        task = asyncio.current_task()
+        return None if task is None else self.connection.missing.pop(task, None)
 
     def iglob(self, pathname: Any) -> Any:
         """Iterate over the paths that match a pattern."""

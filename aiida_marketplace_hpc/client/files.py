@@ -58,7 +58,8 @@ def _translated(error: GatewayError) -> Exception:
 
 
 def _is_missing(error: GatewayError) -> bool:
-    return isinstance(error, FileError) and error.errno in ("ENOENT", "ENOTDIR")
+    """Whether Python's ``os.path.exists`` would answer no."""
+    return isinstance(error, FileError) and error.errno in ("ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "EACCES")
 
 
 class RemoteDisk:
@@ -96,7 +97,7 @@ class RemoteDisk:
         try:
             return str(self._gateway.ask("stat", path=self._absolute(path), follow=True)["type"])
         except FileError as exc:
-            if _is_missing(exc) or exc.errno in ("ELOOP", "ENAMETOOLONG", "EACCES"):
+            if _is_missing(exc):
                 return None
             raise
 
@@ -115,26 +116,31 @@ class RemoteDisk:
         """The names in a folder; with ``pattern``, those that match, relative to the folder."""
         base = self._absolute(path)
         if pattern:
-            found = self._gateway.ask("glob", pattern=f"{base.rstrip('/')}/{pattern}")["paths"]
-            return [os.path.relpath(name, base) for name in found]
+            prefix, full = _in_folder(base, pattern)
+            return [name.removeprefix(prefix) for name in self._gateway.ask("glob", pattern=full)["paths"]]
         return [str(entry["name"]) for entry in self._gateway.ask("list", path=base)["entries"]]
 
     @_posix
     def listdir_withattributes(self, path: AnyPath = ".", pattern: str | None = None) -> list[dict[str, Any]]:
-        """The entries of a folder, each with ``name``, ``attributes`` and ``isdir`` (links to folders are folders)."""
+        """The entries of a folder, each with ``name``, ``attributes`` and ``isdir`` (links to folders are folders).
+
+        With ``pattern``, those that match, their names relative to the folder.
+        """
         base = self._absolute(path)
-        entries = self._gateway.ask("list", path=base, pattern=pattern)["entries"]
-        links = [entry["name"] for entry in entries if entry["type"] == "symlink"]
-        looks = [{"op": "stat", "path": f"{base.rstrip('/')}/{name}", "follow": True} for name in links]
-        targets = dict(zip(links, self._gateway.query(looks), strict=True)) if links else {}
-
-        def is_folder(entry: dict[str, Any]) -> bool:
-            target = targets.get(entry["name"], entry)
-            return not isinstance(target, GatewayError) and bool(target["type"] == "directory")
-
+        if pattern:
+            prefix, full = _in_folder(base, pattern)
+            entries = self._gateway.ask("glob", pattern=full, attributes=True)["entries"]
+            named = [(str(entry["path"]).removeprefix(prefix), entry) for entry in entries]
+        else:
+            entries = self._gateway.ask("list", path=base, follow=True)["entries"]
+            named = [(str(entry["name"]), entry) for entry in entries]
         return [
-            {"name": entry["name"], "attributes": _file_attribute(entry), "isdir": is_folder(entry)}
-            for entry in entries
+            {
+                "name": name,
+                "attributes": _file_attribute(entry),
+                "isdir": (entry.get("leads_to") if entry["type"] == "symlink" else entry["type"]) == "directory",
+            }
+            for name, entry in named
         ]
 
     @_posix
@@ -161,7 +167,8 @@ class RemoteDisk:
     @_posix
     def makedirs(self, path: AnyPath, ignore_existing: bool = False) -> None:
         """Make a folder and those on the way."""
-        self._gateway.ask("mkdir", path=self._absolute(path), parents=True, exist_ok=ignore_existing)
+        wanted = os.path.normpath(self._absolute(path))
+        self._gateway.ask("mkdir", path=wanted, parents=True, exist_ok=ignore_existing)
 
     @_posix
     def rmdir(self, path: AnyPath) -> None:
@@ -233,9 +240,13 @@ class RemoteDisk:
         source, goal = self._absolute(remotesource), self._absolute(remotedestination)
         self._gateway.ask("copy", path=source, target=goal, dereference=dereference, exact=True)
 
+    @_posix
     def copytree(self, remotesource: AnyPath, remotedestination: AnyPath, dereference: bool = False) -> None:
-        """Copy a folder on the cluster."""
-        self.copy(remotesource, remotedestination, dereference)
+        """Copy a folder on the cluster: to this name, or inside it where it is a folder already."""
+        _given("remotesource", remotesource)
+        _given("remotedestination", remotedestination)
+        source, goal = self._absolute(remotesource), self._absolute(remotedestination)
+        self._gateway.ask("copy", path=source, target=goal, dereference=dereference, directory=True)
 
     # Archives
 
@@ -311,20 +322,28 @@ class RemoteDisk:
         local, remote = _local(localpath), str(remotepath)
         if not remote:
             raise OSError(errno.ENOENT, "no remote path was given")
-        if _MAGIC.search(local):
-            _no_magic(remote)
-            sources = glob.glob(local)
-            if len(sources) > 1 and not self.isdir(remote):
-                raise OSError(errno.ENOTDIR, "several files cannot be uploaded to the name of one", remote)
-        else:
-            sources = [local]
+        if not _MAGIC.search(local):
+            self._put(local, remote, dereference, overwrite, ignore_missing=ignore_nonexisting)
+            return
+        _no_magic(remote)
+        # Files first: what the gateway says about a file settles whether several things can go there.
+        sources = sorted(glob.glob(local), key=os.path.isdir)
+        if len(sources) > 1:
+            if os.path.isdir(sources[0]) and not self.isdir(remote):
+                raise NotADirectoryError(errno.ENOTDIR, "several folders cannot be uploaded to the name of one", remote)
+            remote = f"{remote}/"
         for source in sources:
-            if os.path.isdir(source):
-                self.puttree(source, remote, dereference, overwrite)
-            elif os.path.isfile(source):
-                self._put_file(source, remote, overwrite, into=os.path.basename(source))
-            elif not ignore_nonexisting:
-                raise FileNotFoundError(errno.ENOENT, "the local path does not exist", source)
+            self._put(source, remote, dereference, overwrite)
+
+    def _put(
+        self, local: str, remote: str, dereference: bool, overwrite: bool, *, ignore_missing: bool = False
+    ) -> None:
+        if os.path.isdir(local):
+            self.puttree(local, remote, dereference, overwrite)
+        elif os.path.isfile(local):
+            self._put_file(local, remote, overwrite, into=os.path.basename(local))
+        elif not ignore_missing:
+            raise FileNotFoundError(errno.ENOENT, "the local path does not exist", local)
 
     def putfile(
         self,
@@ -339,6 +358,8 @@ class RemoteDisk:
         local = _local(localpath)
         if not str(remotepath):
             raise OSError(errno.ENOENT, "no remote path was given")
+        if not os.path.exists(local):
+            raise FileNotFoundError(errno.ENOENT, "the local path does not exist", local)
         self._put_file(local, str(remotepath), overwrite, into=None)
 
     @_posix
@@ -363,15 +384,14 @@ class RemoteDisk:
             raise FileNotFoundError(errno.ENOENT, "the local path does not exist", local)
         if not os.path.isdir(local):
             raise NotADirectoryError(errno.ENOTDIR, "the local path is not a folder", local)
-        if not overwrite and self.path_exists(remote):
-            raise FileExistsError(errno.EEXIST, "not overwriting what exists", remote)
         transfer.put_tree(
             self._gateway,
             Path(local),
             self._absolute(remote),
             dereference=dereference,
             overwrite=overwrite,
-            into=os.path.split(local)[1] or None,
+            # Without it, the gateway itself refuses a folder that is there.
+            into=(os.path.split(local)[1] or None) if overwrite else None,
             parents=True,
         )
 
@@ -453,18 +473,17 @@ class RemoteDisk:
                     raise NotADirectoryError(errno.ENOTDIR, "a folder cannot be written into a file", local)
             if os.path.isdir(local) and wanted != "file":
                 goal = os.path.join(local, os.path.split(remote)[1])
+            elif local.endswith("/") and root.type == "file":
+                raise FileNotFoundError(errno.ENOENT, "there is no such local folder", local)
             return Path(goal)
 
+        place = self._gateway.place(self._absolute(remote))
         try:
-            transfer.get(
-                self._gateway,
-                self._absolute(remote),
-                destination,
-                dereference=dereference,
-                overwrite=overwrite,
-            )
+            transfer.get(self._gateway, place, destination, dereference=dereference, overwrite=overwrite)
         except FileError as exc:
-            if not (ignore_missing and _is_missing(exc)):
+            # A link to nothing inside a folder is another matter than a folder that is not there.
+            itself = self._gateway.locate(exc.path) == place if exc.path else True
+            if not (ignore_missing and _is_missing(exc) and itself):
                 raise
 
     # Shared
@@ -499,6 +518,12 @@ def _given(name: str, path: AnyPath) -> None:
 def _no_magic(path: str) -> None:
     if _MAGIC.search(path):
         raise ValueError(f"a destination cannot have a pattern: {path}")
+
+
+def _in_folder(base: str, pattern: str) -> tuple[str, str]:
+    """What the paths that match ``pattern`` in a folder begin with, and the pattern for the whole of them."""
+    prefix = f"{base.rstrip('/')}/"
+    return prefix, f"{glob.escape(prefix)}{pattern}"
 
 
 def _file_attribute(fields: dict[str, Any]) -> Any:

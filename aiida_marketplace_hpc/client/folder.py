@@ -261,7 +261,8 @@ class _Root:
         self._modes.append((self._at(entry.path), entry.mode & _PERMISSIONS))
 
     def write(self, entry: Entry, chunks: Iterator[bytes], progress: Progress | None) -> None:
-        path = self._place(entry.path)
+        # A single file goes where its name leads, as with any program; below a folder no link is followed.
+        path = self._place(entry.path) if entry.path else Path(os.path.realpath(self.path))
         temporary = _temporary(path)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:

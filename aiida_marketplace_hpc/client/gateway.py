@@ -244,7 +244,9 @@ class HpcGateway:
         for root in sorted(roots, key=lambda root: len(_components(root.path)), reverse=True):
             above = _components(root.path)
             if parts[: len(above)] == above:
-                return Place(root.name, "/".join(parts[len(above) :]) or ".")
+                below = "/".join(parts[len(above) :])
+                # A slash at the end means: a folder.
+                return Place(root.name, (f"{below}/" if path.endswith("/") else below) if below else ".")
         known = ", ".join(f"{root.path}{' (read-only)' if root.read_only else ''}" for root in roots) or "none"
         raise Forbidden(f"{path} lies outside the folders that this gateway reaches: {known}")
 

@@ -94,6 +94,8 @@ def existing_target(place: Place, overwrite: bool) -> os.stat_result | None:
 
     :raises OSError: a folder is there, or anything and it must not be replaced; or the folder above is gone or read-only.
     """
+    if place.only_folder:  # A folder that is not there, or the walk would have gone into it.
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     try:
         existing = place.lstat()
     except FileNotFoundError:

@@ -9,11 +9,11 @@ import errno
 import fnmatch
 import hashlib
 import os
+import posixpath
 import re
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import PurePosixPath
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, BinaryIO
 
 from aiida_marketplace_hpc import bundle
@@ -56,20 +56,32 @@ class Files:
             return {"path": place.path, **_attributes(place.folder, place.name)}
 
     def realpath(self, path: str) -> str:
-        """The path with every link resolved; its last component need not exist."""
-        with self.roots.place(path) as place:
-            return place.path
+        """The path with every link resolved; what does not exist, or cannot, is left as it is written."""
+        rest: list[str] = []
+        while True:
+            try:
+                return posixpath.normpath(posixpath.join(self.roots.resolve(path), *reversed(rest)))
+            except FileError as exc:
+                if exc.errno not in ("ELOOP", "EACCES") or not self.roots.locate(path)[1]:
+                    raise
+            path, name = posixpath.split(path.rstrip("/"))
+            rest.append(name)
 
-    def listing(self, path: str, *, recursive: bool = False, pattern: str | None = None) -> list[dict[str, Any]]:
+    def listing(
+        self, path: str, *, recursive: bool = False, pattern: str | None = None, follow: bool = False
+    ) -> list[dict[str, Any]]:
         """The entries of a folder, hidden ones too, sorted by name; ``recursive``: of all folders below, links not followed.
 
         :param pattern: a shell pattern for the name.
+        :param follow: say of each link as ``leads_to`` the type of what it leads to, or ``None``.
         """
         entries: list[dict[str, Any]] = []
         with self._folder(path) as (place, folder), _told(path):
             self._walk(folder, "", recursive, entries, place.name == ".", 0)
         if pattern is not None:
             entries = [entry for entry in entries if fnmatch.fnmatchcase(entry["name"].rpartition("/")[2], pattern)]
+        if follow:
+            self._look_through(entries, lambda entry: _below(path, entry["name"]))
         return entries
 
     def _walk(
@@ -91,32 +103,58 @@ class Files:
                     self._walk(below, f"{prefix}{name}/", recursive, entries, False, depth + 1)
 
     def glob(self, pattern: str) -> list[str]:
-        """The paths that match an absolute pattern, sorted; ``*`` does not match a leading dot, links are looked through."""
-        root, parts = self.roots.locate(pattern)
-        found = [root.path]
-        for part in parts:
-            if part == "..":
-                raise InvalidRequest(f"{pattern}: '..' cannot stand in a pattern")
-            found = [path for base in found for path in self._matching(base, part)]
-        return sorted(found)
+        """The paths that match an absolute pattern, spelt as the pattern is, sorted.
 
-    def _matching(self, base: str, part: str) -> Iterator[str]:
+        ``*`` does not match a leading dot; links are looked through; below a slash at the end only folders match. ``..`` and
+        names without a pattern are taken as they are.
+        """
+        self.roots.locate(pattern)
+        return sorted(self._glob(pattern))
+
+    def glob_attributes(self, pattern: str) -> list[dict[str, Any]]:
+        """The same with the attributes of each path, and of each link ``leads_to``, as in a listing."""
+        entries: list[dict[str, Any]] = []
+        for path in self.glob(pattern):
+            with suppress(FileError):  # Removed while we look.
+                entries.append({**self.stat(path), "path": path})
+        self._look_through(entries, lambda entry: str(entry["path"]))
+        return entries
+
+    def _glob(self, pattern: str) -> Iterator[str]:
+        if not _MAGIC.search(pattern):
+            if self._type(pattern) is not None:
+                yield pattern
+            return
+        above, name = posixpath.split(pattern)
+        for folder in self._glob(above) if _MAGIC.search(above) else [above]:
+            if _MAGIC.search(name):
+                yield from (posixpath.join(folder, found) for found in self._matching(folder, name))
+            elif self._type(posixpath.join(folder, name)) is not None:
+                yield posixpath.join(folder, name)
+
+    def _matching(self, base: str, pattern: str) -> list[str]:
         try:
-            if not _MAGIC.search(part):
-                with self.roots.place(f"{base}/{part}", follow=False) as place:
-                    place.lstat()
-                yield f"{base}/{part}"
-                return
             with self._folder(base) as (place, folder):
                 names = os.listdir(folder)
                 private = place.name == "."
-        except (FileError, Forbidden, OSError):  # As with a shell: what cannot be looked at does not match.
-            return
+        except (FileError, Forbidden):  # As with a shell: what cannot be looked at does not match.
+            return []
         self.advance(1)
-        for name in names:
-            hidden = name.startswith(".") and not part.startswith(".")
-            if not hidden and not (private and name == PRIVATE) and fnmatch.fnmatchcase(name, part):
-                yield f"{base}/{name}"
+        if not pattern.startswith("."):
+            names = [name for name in names if not name.startswith(".")]
+        return [name for name in names if fnmatch.fnmatchcase(name, pattern) and not (private and name == PRIVATE)]
+
+    def _type(self, path: str) -> str | None:
+        """What is there, links looked through; nothing if it cannot be looked at."""
+        try:
+            return str(self.stat(path, follow=True)["type"])
+        except (FileError, Forbidden):
+            return None
+
+    def _look_through(self, entries: list[dict[str, Any]], path: Callable[[dict[str, Any]], str]) -> None:
+        for entry in entries:
+            if entry["type"] == "symlink":
+                entry["leads_to"] = self._type(path(entry))
 
     def checksum(self, path: str) -> dict[str, Any]:
         """The digest and size of a file, links followed."""
@@ -141,21 +179,21 @@ class Files:
         :param parents: make the folders on the way, too.
         :param exist_ok: accept a folder that is there already.
         """
-        with self.roots.place(path, make_parents=parents) as place, _told(path):
-            if exist_ok:
-                with suppress(FileNotFoundError):
-                    if stat.S_ISDIR(place.lstat().st_mode):
-                        return
+        with self.roots.place(path.rstrip("/"), follow=False, make_parents=parents) as place, _told(path):
             try:
-                os.mkdir(place.writable().name, mode, dir_fd=place.folder)
-            except FileExistsError:  # Somebody was faster, or a file is in the way.
-                if not (exist_ok and stat.S_ISDIR(place.lstat().st_mode)):
-                    raise
+                place.lstat()
+            except FileNotFoundError:
+                with suppress(FileExistsError):  # Somebody was faster.
+                    os.mkdir(place.writable().name, mode, dir_fd=place.folder)
+                    return
+            if not (exist_ok and self._type(path) == "directory"):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def rename(self, path: str, target: str) -> None:
         """Rename a file, link or folder, or move it to another file system; something at ``target`` is never replaced."""
-        with self.roots.place(path, follow=False) as old, self.roots.place(target, follow=False) as new, _told(path):
-            old.writable().lstat()
+        with self._named(path) as old, self.roots.place(target.rstrip("/"), follow=False) as new, _told(path):
+            if not stat.S_ISDIR(old.writable().lstat().st_mode) and target.endswith("/"):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             try:
                 rename_new(old, new.writable())
             except FileExistsError as exc:
@@ -187,7 +225,7 @@ class Files:
     def remove(self, path: str, *, directory: bool = False, recursive: bool = False, missing_ok: bool = False) -> None:
         """Remove a file or link; ``directory``: an empty folder; ``recursive``: whatever is there with all that is in it."""
         try:
-            with self.roots.place(path.rstrip("/"), follow=False) as place, _told(path):
+            with self._named(path) as place, _told(path):
                 mode = place.writable().lstat().st_mode
                 if directory:
                     os.rmdir(place.name, dir_fd=place.folder)
@@ -199,7 +237,9 @@ class Files:
             if not (missing_ok and exc.errno == "ENOENT"):
                 raise
 
-    def copy(self, path: str, target: str, *, dereference: bool = False, exact: bool = False) -> None:
+    def copy(
+        self, path: str, target: str, *, dereference: bool = False, exact: bool = False, directory: bool = False
+    ) -> None:
         """Copy a file, or a folder with all that is in it, keeping permission bits.
 
         Into ``target`` where that is a folder, else to that name. A link *inside* a copied folder stays a link unless
@@ -207,34 +247,46 @@ class Files:
 
         :param exact: copy the content of a file to exactly this name, without its permission bits; a link stays a link
             unless ``dereference``.
+        :param directory: refuse to copy anything but a folder.
         """
         if exact:
             self._copy_exactly(path, target, dereference)
             return
-        with self.roots.place(path) as source, _told(path):
+        with self._existing(path) as source, _told(path):
             mode = source.lstat().st_mode
-            if self.realpath(target) == source.path:
+            if directory and not stat.S_ISDIR(mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not directory and self.realpath(target) == source.path:
                 raise InvalidRequest(f"{path} cannot be copied to itself")
-            with self.roots.place(self._inside(target, PurePosixPath(path).name)) as goal, _told(target):
+            is_folder = stat.S_ISDIR(mode)
+            inside = self._inside(target, posixpath.basename(path))
+            # A file goes where a link leads, a folder does not take a link's place.
+            with (
+                self.roots.place(inside.rstrip("/") if is_folder else inside, follow=not is_folder) as goal,
+                _told(target),
+            ):
                 goal.writable()
                 if goal.path == source.path:
                     raise FileError(f"File exists: {goal.path} is what is copied", errno="EEXIST", path=goal.path)
-                if stat.S_ISDIR(mode):
+                if is_folder:
                     if f"{goal.path}/".startswith(f"{source.path}/"):
-                        raise InvalidRequest(f"{path} cannot be copied into itself")
+                        raise FileError(f"{path} cannot be copied into itself", errno="EINVAL", path=goal.path)
                     self._copy_tree(source, goal, dereference, 0)
                 else:
                     self._copy_file(source, goal)
 
     def _copy_exactly(self, path: str, target: str, dereference: bool) -> None:
-        with self.roots.place(path) as real, _told(path):
-            real.lstat()
+        with self._existing(path) as real, _told(path):
             with self.roots.place(path, follow=False) as named:
                 if not dereference and stat.S_ISLNK(named.lstat().st_mode):
                     link = os.readlink(named.name, dir_fd=named.folder)
                     self.symlink(target, link)
                     return
+            if stat.S_ISDIR(real.lstat().st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             with self.roots.place(target) as goal, _told(target):
+                if goal.path == real.path:
+                    raise FileError(f"File exists: {goal.path} is what is copied", errno="EEXIST", path=goal.path)
                 self._copy_file(real, goal.writable(), keep_mode=False)
 
     def _copy_tree(self, source: Place, goal: Place, dereference: bool, depth: int) -> None:
@@ -309,6 +361,25 @@ class Files:
             return {"path": place.path, "size": draft.size, "digest": draft.digest}
 
     # Shared
+
+    @contextmanager
+    def _named(self, path: str) -> Iterator[Place]:
+        """The place of a name, a link not followed; with a slash at the end there is a folder."""
+        with self.roots.place(path.rstrip("/"), follow=False) as place, _told(path):
+            if path.endswith("/") and not stat.S_ISDIR(place.lstat().st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            yield place
+
+    @contextmanager
+    def _existing(self, path: str) -> Iterator[Place]:
+        """The place of something that is there, links followed; whatever keeps it from being found, it is not there."""
+        with ExitStack() as stack:
+            try:
+                place = stack.enter_context(self.roots.place(path))
+                place.lstat()
+            except (FileError, OSError) as exc:
+                raise FileError(f"{os.strerror(errno.ENOENT)}: {path}", errno="ENOENT", path=path) from exc
+            yield place
 
     def _inside(self, path: str, name: str) -> str:
         """``path/name`` where ``path`` is a folder, else ``path``."""

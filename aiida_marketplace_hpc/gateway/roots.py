@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -45,12 +46,14 @@ class Place:
     :param folder: descriptor of the folder, valid inside the ``with`` block that gave it.
     :param name: the last component, ``.`` for the root itself; nothing need be there.
     :param path: the absolute path as a caller would write it, links resolved.
+    :param only_folder: the caller wrote a slash at the end: what is here, or comes here, is a folder and nothing else.
     """
 
     root: Root
     folder: int
     name: str
     path: str
+    only_folder: bool = False
 
     def writable(self) -> Place:
         """Return itself.
@@ -101,8 +104,8 @@ class Roots:
     def place(self, path: str, *, follow: bool = True, make_parents: bool = False) -> Iterator[Place]:
         """Find the place that an absolute path names.
 
-        :param follow: whether a link in the last component is followed, too.
-        :param make_parents: make missing folders on the way.
+        :param follow: whether a link in the last component is followed, too; it is if the path ends with a slash.
+        :param make_parents: make missing folders on the way, but not those that only a link names.
         :raises Forbidden: if it is, or a link on the way leads, outside the roots.
         :raises FileError: for a missing folder on the way, a file in place of one, too many links, an over-long name.
         :raises InvalidRequest: for something that is no absolute path at all.
@@ -112,6 +115,20 @@ class Roots:
             yield walk.run(follow or path.endswith("/"))
         finally:
             walk.close()
+
+    def resolve(self, path: str) -> str:
+        """Resolve every link in an absolute path; what follows something that does not exist is left as it is written.
+
+        :raises Forbidden: if it is, or a link on the way leads, outside the roots.
+        :raises FileError: for too many links, an over-long name, a folder that must not be looked into.
+        """
+        walk = _Walk(self, path.rstrip("/"), False)
+        try:
+            resolved = walk.resolve()
+        finally:
+            walk.close()
+        self.locate(resolved)
+        return resolved
 
     def locate(self, path: str) -> tuple[Root, list[str]]:
         """The root that an absolute path lies below (the deepest), and the components under it; nothing is opened.
@@ -143,10 +160,13 @@ class _Walk:
         self._asked = path
         self._make_parents = make_parents
         self._links = 0
+        self._name = ""
         self._stack: list[tuple[int, str]] = []
         if len(os.fsencode(path)) > _MAX_PATH:
             raise FileError(f"the path is longer than {_MAX_PATH} bytes", errno="ENAMETOOLONG", path=path)
         self._root, self._todo = roots.locate(path)
+        self._own = len(self._todo)
+        """How many of the components at the end are the caller's words, not a link's."""
 
     def close(self) -> None:
         for descriptor, _ in self._stack:
@@ -156,7 +176,7 @@ class _Walk:
     def run(self, follow: bool) -> Place:
         self._enter(self._root)
         while self._todo:
-            name = self._todo.pop(0)
+            name = self._name = self._todo.pop(0)
             last = not self._todo
             if name == "..":
                 if len(self._stack) == 1:
@@ -177,13 +197,22 @@ class _Walk:
             if kind == "link":
                 self._redirect(target)
             elif kind != "folder":
-                if not last:
+                if not last or self._asked.endswith("/"):
                     raise self._error(errno.ENOTDIR)
                 return self._place(self._stack[-1][0], name)
         if len(self._stack) == 1:
             return Place(self._root, self._stack[0][0], ".", self._root.path)
         name = self._stack[-1][1]
         return self._place(self._stack[-2][0], name, up=1)
+
+    def resolve(self) -> str:
+        try:
+            return self.run(True).path
+        except FileError as exc:
+            if exc.errno not in ("ENOENT", "ENOTDIR") or not self._stack:
+                raise
+        names = [entry[1] for entry in self._stack[1:]]
+        return posixpath.normpath(posixpath.join(self._root.path, *names, self._name, *self._todo))
 
     def _look(self, name: str, last: bool) -> tuple[str | None, str]:
         """What ``name`` in the current folder is; a folder is entered."""
@@ -216,6 +245,8 @@ class _Walk:
         except FileNotFoundError:
             if last or not self._make_parents:
                 raise
+        if len(self._todo) >= self._own:
+            raise FileExistsError(errno.EEXIST, "a link that leads nowhere is in the way")
         if self._root.read_only:
             raise Forbidden(f"{self._asked} is below the read-only root {self._root.name} ({self._root.path})")
         with suppress(FileExistsError):
@@ -224,6 +255,7 @@ class _Walk:
 
     def _redirect(self, target: str) -> None:
         self._links += 1
+        self._own = min(self._own, len(self._todo))
         if self._links > _MAX_LINKS:
             raise self._error(errno.ELOOP)
         if target.startswith("/"):
@@ -245,7 +277,8 @@ class _Walk:
 
     def _place(self, folder: int, name: str, up: int = 0) -> Place:
         names = [entry[1] for entry in self._stack[1 : len(self._stack) - up]]
-        return Place(self._root, folder, name, str(PurePosixPath(self._root.path, *names, name)))
+        path = str(PurePosixPath(self._root.path, *names, name))
+        return Place(self._root, folder, name, path, self._asked.endswith("/"))
 
     def _error(self, number: int) -> FileError:
         return FileError.from_os_error(OSError(number, ""), self._asked)

@@ -152,7 +152,11 @@ def test_copy_keeps_links_inside_a_folder_and_modes(files: Files, home: Path) ->
 def test_copy_into_itself_is_refused(files: Files, home: Path) -> None:
     (home / "a").mkdir()
     with pytest.raises(InvalidRequest):
+        files.copy(str(home / "a"), str(home / "a"))
+    with pytest.raises(FileError) as info:
         files.copy(str(home / "a"), str(home / "a" / "b"))
+    assert info.value.errno == "EINVAL"
+    assert not (home / "a" / "b").exists()
 
 
 def test_rename_never_replaces(files: Files, home: Path) -> None:

@@ -6,6 +6,7 @@ with each kind of link is in ``tests/gateway/test_files.py``, who may use which 
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -146,11 +147,12 @@ def test_no_member_of_a_bundle_leads_out(attacker: Attacker, homes: tuple[Path, 
 
 def test_no_operation_leads_out(attacker: Attacker, homes: tuple[Path, Path]) -> None:
     alice, bob = homes
+    switched_on = {"follow": True, "attributes": True, "directory": True, "exact": False, "dereference": True}
     for name in hostile_names(bob):
         if "\\" in name:
             continue  # An odd name, but one of her own: whatever is done with it stays in her home.
         path = name if name.startswith("/") else f"{alice}/{name}"
-        for operation in OPERATIONS.values():
+        for operation, switches in itertools.product(OPERATIONS.values(), ({}, switched_on)):
             if operation.name.startswith("jobs."):
                 continue
             own_link = name in ("to-canary", "up", "root")
@@ -166,13 +168,18 @@ def test_no_operation_leads_out(attacker: Attacker, homes: tuple[Path, Path]) ->
                 "root_dir": "/" if name.startswith("/") else str(alice),
                 "format": "tar",
             }
+            fields |= switches
             allowed = {*operation.required, *operation.optional}
             result = attacker.query({"op": operation.name, **{key: fields[key] for key in fields if key in allowed}})
             if operation.name == "glob":
-                found = result.get("result", {}).get("paths", [])
+                answered = result.get("result", {})
+                found = [*answered.get("paths", []), *(entry["path"] for entry in answered.get("entries", []))]
                 assert not any(Path(match).name == "canary" for match in found), (name, found)
-            elif operation.name == "stat" and own_link:
+            elif operation.name == "stat" and own_link and not switches:
                 assert result["result"]["type"] == "symlink"
+            elif operation.name == "realpath":  # Of what does not exist, the answer is a name of her own.
+                assert not result["ok"] or result["result"]["path"].startswith(f"{alice}/")
+                assert not result["ok"] or Path(name).name != "canary" or "%" in name
             elif operation.name not in ("mkdir", "symlink"):
                 assert not result["ok"], (operation.name, name)
             if "target" in operation.required and operation.name != "symlink":
@@ -189,6 +196,19 @@ def test_no_operation_leads_out(attacker: Attacker, homes: tuple[Path, Path]) ->
             assert not stolen.exists() or stolen.is_symlink()
             (alice / "folder").mkdir(exist_ok=True)
             shutil.rmtree(alice / "%2e%2e", ignore_errors=True)  # Her own, by an odd name.
+
+
+def test_a_link_that_leads_out_says_nothing_about_where(attacker: Attacker, homes: tuple[Path, Path]) -> None:
+    alice, bob = homes
+    (alice / "to-nothing").symlink_to(bob / "nothing")
+    for operation in (
+        {"op": "list", "path": str(alice), "follow": True},
+        {"op": "glob", "pattern": f"{alice}/*", "attributes": True},
+    ):
+        entries = attacker.query(operation)["result"]["entries"]
+        links = [entry for entry in entries if entry["type"] == "symlink"]
+        assert len(links) == 6
+        assert {entry["leads_to"] for entry in links} == {None}
 
 
 def test_a_job_cannot_be_made_of_somebody_elses_folder(attacker: Attacker, homes: tuple[Path, Path]) -> None:

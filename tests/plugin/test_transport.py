@@ -195,6 +195,75 @@ def test_one_request_per_file_or_folder(
     ]
 
 
+def test_requests_for_patterns_and_lists(
+    served: ServedGateway, transport: MarketplaceHpcTransport, work: str, local: Path, tmp_path: Path
+) -> None:
+    for name in ("b.txt", "c.txt"):
+        (local / name).write_text(name)
+    (local / "tree" / "link.txt").symlink_to("nested/b.txt")
+    (tmp_path / "got").mkdir()
+    before = len(served.requests())
+
+    def asked() -> list[str]:
+        nonlocal before
+        lines = [line["capability"] for line in served.requests()]
+        found, before = lines[before:], len(lines)
+        return found
+
+    transport.put(f"{local}/*.txt", work)
+    assert asked() == ["createDataset"] * 3
+    transport.put(f"{local}/[at]*", work)
+    assert asked() == ["createDataset"] * 2
+    transport.puttree(local / "tree", f"{work}/new", overwrite=False)
+    assert asked() == ["createDataset"]
+    with pytest.raises(FileExistsError):
+        transport.puttree(local / "tree", f"{work}/new", overwrite=False)
+    assert asked() == ["createDataset"]
+    transport.get(f"{work}/*.txt", tmp_path / "got")
+    assert asked() == ["query"] + ["getDataset"] * 3
+    transport.symlink(f"{work}/*.txt", f"{work}/new/nested/empty")
+    assert asked() == ["query"] * 2
+    listed = transport.listdir_withattributes(f"{work}/new/nested/empty")
+    assert [(entry["name"], entry["isdir"]) for entry in listed] == [(f"{name}.txt", False) for name in "abc"]
+    assert asked() == ["query"]
+    matching = transport.listdir_withattributes(work, "[at]*")
+    assert [(entry["name"], entry["isdir"]) for entry in matching] == [("a.txt", False), ("tree", True)]
+    assert asked() == ["query"]
+    transport.copy(f"{work}/*.txt", f"{work}/tree")
+    assert asked() == ["query"] * 3
+
+
+def test_a_folder_that_appears_between_look_and_making_is_welcome(
+    transport: MarketplaceHpcTransport, work: str
+) -> None:
+    async def make(barrier: asyncio.Event, path: str) -> None:
+        assert not await transport.path_exists_async(path)
+        await barrier.wait()
+        await transport.makedirs_async(path)
+
+    async def main() -> None:
+        barrier = asyncio.Event()
+        tasks = [asyncio.create_task(make(barrier, f"{work}/x/aiida")) for _ in range(6)]
+        await asyncio.sleep(0)
+        while len(transport.connection.missing) < 6:
+            await asyncio.sleep(0)
+        barrier.set()
+        await asyncio.gather(*tasks)
+        with pytest.raises(FileExistsError):  # Whoever has not looked, is told.
+            await transport.makedirs_async(f"{work}/x/aiida")
+        assert not await transport.path_exists_async(f"{work}/y")
+        await transport.makedirs_async(f"{work}/y")
+        with pytest.raises(FileExistsError):  # A look counts once,
+            await transport.makedirs_async(f"{work}/y")
+        assert not await transport.path_exists_async(f"{work}/z")
+        await transport.mkdir_async(f"{work}/z")
+        with pytest.raises(FileExistsError):  # and only for the very next call.
+            await transport.makedirs_async(f"{work}/z")
+
+    asyncio.run(main())
+    assert not transport.connection.missing
+
+
 def test_the_asynchronous_form_runs_off_the_loop(transport: MarketplaceHpcTransport, work: str) -> None:
     threads: set[str] = set()
     original = transport.connection.disk.isdir.__func__

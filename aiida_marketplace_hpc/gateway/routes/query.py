@@ -139,11 +139,18 @@ def _stat(call: Call, fields: Fields) -> Any:
 
 def _list(call: Call, fields: Fields) -> Any:
     pattern = _text(fields, "pattern") if fields.get("pattern") is not None else None
-    entries = call.caller.files.listing(_text(fields, "path"), recursive=_flag(fields, "recursive"), pattern=pattern)
+    entries = call.caller.files.listing(
+        _text(fields, "path"),
+        recursive=_flag(fields, "recursive"),
+        pattern=pattern,
+        follow=_flag(fields, "follow"),
+    )
     return {"entries": entries}
 
 
 def _glob(call: Call, fields: Fields) -> Any:
+    if _flag(fields, "attributes"):
+        return {"entries": call.caller.files.glob_attributes(_text(fields, "pattern"))}
     return {"paths": call.caller.files.glob(_text(fields, "pattern"))}
 
 
@@ -180,6 +187,7 @@ def _copy(call: Call, fields: Fields) -> Any:
         _text(fields, "target"),
         dereference=_flag(fields, "dereference"),
         exact=_flag(fields, "exact"),
+        directory=_flag(fields, "directory"),
     )
     return {}
 
