@@ -1,7 +1,7 @@
 """The format in which files and folders travel: a stream of entries, each verified, with an end that cannot be missed.
 
-A bundle is one line of magic, then for each entry a line of JSON, for a file followed by exactly ``size`` bytes and a line
-of JSON with their digest, and at last a line that counts the entries::
+A bundle is one line of magic, then for each entry a line of JSON, for a file followed by its bytes and a line of JSON with
+their digest, and at last a line that counts the entries::
 
     marketplace-hpc-bundle/1
     {"path": "", "type": "directory", "mode": 493}
@@ -9,21 +9,30 @@ of JSON with their digest, and at last a line that counts the entries::
     hi
     {"digest": "sha-256:8f434346…"}
     {"path": "in/b", "type": "symlink", "target": "a.txt"}
-    {"end": 3}
+    {"path": "in/large", "type": "file", "mode": 420, "size": 300000, "offset": 262144, "length": 37856, "version": "5f…"}
+    … 37856 bytes …
+    {"digest": "sha-256:0d1b…"}
+    {"end": 4}
 
 (the line break after ``hi`` is part of the digest's line, not of the file). Both sides hold one chunk at a time, whatever
-a file's size. The digest comes *after* the bytes, so that the sender reads a file once; a receiver must therefore put a
-file under its final name only when :meth:`Reader.__iter__` has gone past it. Paths are relative, ``/``-separated, ``""``
-for the root; bytes that are not UTF-8 travel as surrogate escapes (PEP 383).
+a file's size. The digest comes *after* the bytes, so that the sender reads a file once; a receiver must therefore use the
+bytes only when :meth:`Reader.__iter__` has gone past it. Paths are relative, ``/``-separated, ``""`` for the root; bytes
+that are not UTF-8 travel as surrogate escapes (PEP 383).
+
+A file may come as *parts*, entries with ``offset`` and ``length``, in order and without gaps: what was verified before a
+bundle broke off is kept, and the next bundle goes on from there. ``version`` changes when the file does, so that parts of
+two states of a file are never put together. A bundle that ends before everything was said has ``"more": true`` in its last
+line. Parts begin at multiples of :data:`PART`.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal
 
 from aiida_marketplace_hpc.errors import IntegrityError
@@ -32,6 +41,8 @@ MAGIC = b"marketplace-hpc-bundle/1\n"
 MEDIA_TYPE = "application/x-marketplace-hpc-bundle"
 CHUNK = 256 * 1024
 """Bytes read and hashed at a time."""
+PART = CHUNK
+"""Bytes of one part of a large file, but for its last: what is verified, kept and, if need be, sent again at a time."""
 _MAX_LINE = 64 * 1024
 
 EntryType = Literal["file", "directory", "symlink"]
@@ -45,6 +56,9 @@ class Entry:
     :param mode: permission bits, such as ``0o644``; meaningless for links.
     :param size: bytes; only for files.
     :param target: where a symbolic link points, verbatim.
+    :param offset: where in the file this part begins, in bytes.
+    :param length: bytes of this part; ``None``: the entry is the whole file.
+    :param version: changes when the file does; only for parts.
     """
 
     path: str
@@ -52,6 +66,27 @@ class Entry:
     mode: int = 0
     size: int = 0
     target: str = ""
+    offset: int = 0
+    length: int | None = None
+    version: str = ""
+
+    @property
+    def end(self) -> int:
+        """Where in the file the bytes of this entry end."""
+        return self.size if self.length is None else self.offset + self.length
+
+    def parts(self, offset: int = 0) -> Iterator[Entry]:
+        """The parts of this file from ``offset`` on; of a small one from its beginning on, the file itself.
+
+        :param offset: a multiple of :data:`PART`, at most the size.
+        """
+        if self.size <= PART and not offset:
+            yield self
+            return
+        while offset < self.size:
+            length = min(PART, self.size - offset)
+            yield replace(self, offset=offset, length=length)
+            offset += length
 
     def to_line(self) -> bytes:
         fields: dict[str, object] = {"path": self.path, "type": self.type}
@@ -61,7 +96,14 @@ class Entry:
             fields["mode"] = self.mode
         if self.type == "file":
             fields["size"] = self.size
+        if self.length is not None:
+            fields |= {"offset": self.offset, "length": self.length, "version": self.version}
         return json.dumps(fields).encode("ascii") + b"\n"
+
+
+def header_digest_of(content: bytes) -> str:
+    """The digest of ``content`` as the header ``Repr-Digest`` has it."""
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(content).digest()).decode()}:"
 
 
 def digest_of(data: bytes) -> str:
@@ -69,27 +111,35 @@ def digest_of(data: bytes) -> str:
     return f"sha-256:{hashlib.sha256(data).hexdigest()}"
 
 
-def write(entries: Iterable[tuple[Entry, BinaryIO | None]]) -> Generator[bytes, None, None]:
+def write(
+    entries: Iterable[tuple[Entry, BinaryIO | None]], *, limit: int | None = None
+) -> Generator[bytes, None, None]:
     """Yield a bundle chunk by chunk.
 
-    :param entries: each entry with the open file of its content (``None`` for folders and links). The file is closed.
+    :param entries: each entry with the open file of its content (``None`` for folders and links), read from where it
+        stands and not closed: a generator that opens them is closed itself, wherever the bundle ends.
+    :param limit: bytes of content after which no further entry is begun; the bundle then says that there is more.
     :raises IntegrityError: when a file has fewer bytes than announced; the bundle then has no end, which the receiver sees.
     """
     yield MAGIC
-    count = 0
-    for entry, content in entries:
-        count += 1
-        # Around the first line, too: whoever takes the chunks may stop there, and the file must not stay open.
-        with content or nullcontext():
+    count = written = 0
+    more = False
+    with closing(entries) if isinstance(entries, Generator) else nullcontext():
+        for entry, content in entries:
+            if limit is not None and written >= limit:
+                more = True
+                break
+            count += 1
             yield entry.to_line()
             if content is not None:
                 yield from _content(entry, content)
-    yield _end_line(count)
+                written += entry.end - entry.offset
+    yield end_line(count, more)
 
 
 def _content(entry: Entry, content: BinaryIO) -> Iterator[bytes]:
     digest = hashlib.sha256()
-    left = entry.size
+    left = entry.end - entry.offset
     while left:
         chunk = content.read(min(CHUNK, left))
         if not chunk:
@@ -97,7 +147,7 @@ def _content(entry: Entry, content: BinaryIO) -> Iterator[bytes]:
         digest.update(chunk)
         left -= len(chunk)
         yield chunk
-    yield _digest_line(digest)
+    yield digest_line(f"sha-256:{digest.hexdigest()}")
 
 
 def length_of(entries: Iterable[Entry]) -> int:
@@ -108,28 +158,34 @@ def length_of(entries: Iterable[Entry]) -> int:
         count += 1
         length += len(entry.to_line())
         if entry.type == "file":
-            length += entry.size + len(_digest_line(hashlib.sha256()))
-    return length + len(_end_line(count))
+            length += entry.end - entry.offset + len(digest_line(digest_of(b"")))
+    return length + len(end_line(count))
 
 
-def _digest_line(digest: hashlib._Hash) -> bytes:
-    return b'\n{"digest": "sha-256:%s"}\n' % digest.hexdigest().encode("ascii")
+def digest_line(digest: str) -> bytes:
+    """The line that follows the bytes of a file or part."""
+    return b'\n{"digest": "%s"}\n' % digest.encode("ascii")
 
 
-def _end_line(count: int) -> bytes:
-    return b'{"end": %d}\n' % count
+def end_line(count: int, more: bool = False) -> bytes:
+    """The last line."""
+    return b'{"end": %d%s}\n' % (count, b', "more": true' if more else b"")
 
 
 class Reader:
     """Read a bundle: iterate over ``(entry, chunks)``, and consume ``chunks`` before going on.
 
     :param read: called with a number of bytes, returns at most so many, ``b""`` at the end of the stream.
+    :param running: the digest of what came before; the lines then have the digest of everything up to them.
     :raises IntegrityError: (while iterating) for a wrong digest, a wrong count, anything malformed, or a missing end.
     """
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    def __init__(self, read: Callable[[int], bytes], *, running: hashlib._Hash | None = None) -> None:
         self._read = read
         self._buffer = bytearray()
+        self._running = running
+        self.more = False
+        """Whether the bundle, when it has ended, said that there is more."""
 
     def __iter__(self) -> Iterator[tuple[Entry, Iterator[bytes]]]:
         if self._line() != MAGIC:
@@ -140,6 +196,7 @@ class Reader:
             if "end" in fields:
                 if fields["end"] != count:
                     raise IntegrityError(f"the bundle ends after {count} entries but announces {fields['end']}")
+                self.more = fields.get("more") is True
                 return
             entry = _entry(fields)
             count += 1
@@ -152,8 +209,8 @@ class Reader:
                 pass
 
     def _content(self, entry: Entry) -> Iterator[bytes]:
-        digest = hashlib.sha256()
-        left = entry.size
+        digest = hashlib.sha256() if self._running is None else self._running
+        left = entry.end - entry.offset
         while left:
             chunk = self._take(min(CHUNK, left))
             if not chunk:
@@ -205,9 +262,26 @@ def _entry(fields: dict[str, object]) -> Entry:
     ):
         raise IntegrityError("the bundle has a malformed entry")
     if kind == "file":
-        return Entry(path, "file", mode & 0o7777, size)
+        return _part(Entry(path, "file", mode & 0o7777, size), fields)
     if kind == "directory":
         return Entry(path, "directory", mode & 0o7777)
     if kind == "symlink":
         return Entry(path, "symlink", target=target)
     raise IntegrityError(f"the bundle has an entry of unknown type {kind!r}")
+
+
+def _part(whole: Entry, fields: dict[str, object]) -> Entry:
+    if "length" not in fields:
+        return whole
+    offset, length, version = fields.get("offset"), fields["length"], fields.get("version", "")
+    if (
+        not isinstance(offset, int)
+        or not isinstance(length, int)
+        or not isinstance(version, str)
+        or not 0 <= length <= PART
+        or offset < 0
+        or offset % PART
+        or offset + length > whole.size
+    ):
+        raise IntegrityError("the bundle has a malformed part of a file")
+    return replace(whole, offset=offset, length=length, version=version)

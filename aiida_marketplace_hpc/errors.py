@@ -192,7 +192,8 @@ class FileError(GatewayError):
     def to_os_error(self) -> OSError:
         """The Python exception for it; its class follows from ``errno`` (``ENOENT``: :class:`FileNotFoundError`)."""
         number = getattr(errno_module, self.errno, errno_module.EIO)
-        return OSError(number, os.strerror(number), self.path)
+        plain = f"{os.strerror(number)}: {self.path}"
+        return OSError(number, os.strerror(number) if self.message == plain else self.message, self.path)
 
     @classmethod
     def _from_wire(cls, message: str, body: dict[str, Any]) -> FileError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -26,7 +27,20 @@ class OffLoop:
     """
 
     def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="marketplace-hpc")
+        self._threads = threads
+        self._executor: ThreadPoolExecutor | None = None
+
+    @property
+    def _pool(self) -> ThreadPoolExecutor:
+        """The pool, with all its threads running: to start one waits for it, and that takes long when others are busy."""
+        if self._executor is None:
+            pool = ThreadPoolExecutor(max_workers=self._threads, thread_name_prefix="marketplace-hpc")
+            together = threading.Barrier(self._threads + 1)
+            for _ in range(self._threads):
+                pool.submit(together.wait)
+            together.wait()
+            self._executor = pool
+        return self._executor
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Await a blocking call."""

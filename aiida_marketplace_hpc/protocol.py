@@ -16,10 +16,12 @@ API_VERSION = "3.0"
 OLDEST_CLIENT = "0.1.0"
 """The oldest version of this package's client that a gateway of this version serves."""
 
-EXTENSIONS = ("query", "workspaces", "bundle", "digest", "launch-on-create")
+EXTENSIONS = ("query", "workspaces", "bundle", "digest", "ranges", "launch-on-create", "resume", "operation-keys")
 """What a gateway of this version offers beyond the nine, as ``getInfo`` announces it."""
 
 REQUEST_ID_HEADER = "X-Request-Id"
+DIGEST_HEADER = "Repr-Digest"
+"""The digest of what a download answers with, as RFC 9530 writes it, where the gateway has it beforehand."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ CAPABILITIES: tuple[Capability, ...] = (
             Parameter(
                 "digest",
                 "query",
-                description="`sha-256:` and the hexadecimal digest of the body; a body that differs is refused",
+                description="`sha-256:` and the hexadecimal digest of the file; a body that differs is refused",
             ),
             Parameter("mode", "query", "integer", description="the file's permission bits, as a decimal number"),
             Parameter(
@@ -150,6 +152,23 @@ CAPABILITIES: tuple[Capability, ...] = (
             ),
             Parameter("parents", "query", "boolean", description="make missing folders on the way (default: no)"),
             Parameter("bundle", "query", "boolean", description="the body is a bundle: a whole folder in one request"),
+            Parameter(
+                "total",
+                "query",
+                "integer",
+                description="the size of the file in bytes: the file comes in parts, in as many requests as it takes; what "
+                "arrived of it, told by `total` and `digest`, is kept; without `offset` the request asks how much is held",
+            ),
+            Parameter(
+                "offset",
+                "query",
+                "integer",
+                description="with `total`: where in the file the body begins, which is a bundle of parts; the digest of each "
+                "covers the file up to that part's end",
+            ),
+            Parameter(
+                "restart", "query", "boolean", description="with `total`: forget what is held of the file (default: no)"
+            ),
         ),
         body="file",
     ),
@@ -162,6 +181,18 @@ CAPABILITIES: tuple[Capability, ...] = (
             _jobid(workspace=True),
             Parameter("filename", "query", required=True, published=True, description=_FILENAME),
             Parameter(
+                "offset",
+                "query",
+                "integer",
+                description="begin at this byte of the file (default: 0); past its end there is nothing, which is no error",
+            ),
+            Parameter(
+                "length",
+                "query",
+                "integer",
+                description="send at most so many bytes (default: all); a bundle ends with the entry that reaches it",
+            ),
+            Parameter(
                 "bundle",
                 "query",
                 "boolean",
@@ -172,6 +203,11 @@ CAPABILITIES: tuple[Capability, ...] = (
                 "query",
                 "boolean",
                 description="in a bundle, send what symbolic links point to instead of the links (default: yes)",
+            ),
+            Parameter(
+                "after",
+                "query",
+                description="in a bundle of a folder, go on after this path below it; with `offset`, inside this file",
             ),
         ),
     ),
@@ -262,6 +298,12 @@ _OPERATION_ROWS = (
         "the path with every symbolic link resolved; what does not exist is left as it is written",
         ("path",),
     ),
+    Operation("checksum", "the `digest` (`sha-256:…`) and the `size` of a file", ("path",)),
+    Operation(
+        "usage",
+        "what a file, or a folder with all that is in it, takes: `size` and `allocated` bytes, number of `entries`",
+        ("path",),
+    ),
     Operation(
         "mkdir",
         "make a folder; `parents` makes those on the way, `exist_ok` accepts that it is there",
@@ -270,7 +312,11 @@ _OPERATION_ROWS = (
         repeatable=False,
     ),
     Operation(
-        "rename", "rename a file or folder; an existing target is refused", ("path", "target"), (), repeatable=False
+        "rename",
+        "rename a file or folder, or move it to another file system; an existing target is refused",
+        ("path", "target"),
+        (),
+        repeatable=False,
     ),
     Operation(
         "copy",
@@ -289,12 +335,30 @@ _OPERATION_ROWS = (
         ("directory", "recursive", "missing_ok"),
         repeatable=False,
     ),
+    Operation(
+        "compress",
+        "write `sources` (paths or patterns, all below `root_dir`) into the archive `target`, with their paths relative to "
+        "`root_dir`; `format`: `tar`, `tar.gz`, `tar.bz2` or `tar.xz`; `overwrite`: default yes; `dereference`: follow links",
+        ("sources", "target", "root_dir", "format"),
+        ("overwrite", "dereference"),
+        repeatable=False,
+    ),
+    Operation(
+        "extract",
+        "unpack the archive `path` into the folder `target`, leaving away the first `strip_components` of each path in it",
+        ("path", "target"),
+        ("strip_components",),
+        repeatable=False,
+    ),
     Operation("jobs.states", "the states of many jobs", ("jobids",)),
     Operation("jobs.show", "one job with its accounting", ("jobid",), ("wait",)),
     Operation("jobs.active", "the caller's jobs that have not ended"),
 )
 
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _OPERATION_ROWS}
+
+ARCHIVE_FORMATS = ("tar", "tar.gz", "tar.bz2", "tar.xz")
+"""What ``compress`` writes; ``extract`` looks into the file."""
 
 MAX_OPERATIONS = 1000
 """The greatest number of operations in one ``query``."""

@@ -118,18 +118,6 @@ def _form_of(operation: Callable[..., Any], method: Callable[..., Any]) -> Calla
     return method
 
 
-def _compress(_: RemoteDisk, *args: Any, **kwargs: Any) -> None:
-    """Not available in this version."""
-    raise NotImplementedError(
-        "the gateway cannot make archives yet: stash with the mode `copy` instead of a compressed one"
-    )
-
-
-def _extract(_: RemoteDisk, *args: Any, **kwargs: Any) -> None:
-    """Not available in this version."""
-    raise NotImplementedError("the gateway cannot unpack archives yet: unpack them in a calculation job")
-
-
 class MarketplaceHpcTransport(AsyncTransport):
     """Support for clusters that can be reached only through an HPC gateway: HTTPS and a token instead of SSH.
 
@@ -304,9 +292,11 @@ class MarketplaceHpcTransport(AsyncTransport):
         self.close()
 
     chmod_async = _in_pool(RemoteDisk.chmod)
+    compress_async = _in_pool(RemoteDisk.compress)
     copy_async = _in_pool(RemoteDisk.copy)
     copyfile_async = _in_pool(RemoteDisk.copyfile)
     copytree_async = _in_pool(RemoteDisk.copytree)
+    extract_async = _in_pool(RemoteDisk.extract)
     get_async = _in_pool(RemoteDisk.get)
     getfile_async = _in_pool(RemoteDisk.getfile)
     gettree_async = _in_pool(RemoteDisk.gettree)
@@ -358,9 +348,6 @@ class MarketplaceHpcTransport(AsyncTransport):
         """Iterate over the paths that match a pattern."""
         return self.run_command_blocking(self.iglob_async, pathname)
 
-    compress_async = _in_pool(_compress)
-    extract_async = _in_pool(_extract)
-
     async def copy_from_remote_to_remote_async(
         self, transportdestination: Any, remotesource: Any, remotedestination: Any, **kwargs: Any
     ) -> None:
@@ -388,11 +375,13 @@ class MarketplaceHpcTransport(AsyncTransport):
     def exec_command_wait(self, *args: Any, **kwargs: Any) -> Any:
         """There is no shell on a gateway.
 
-        :raises NotImplementedError: always.
+        :raises NotImplementedError: always; it says what was to be run, and what to do instead.
         """
+        command = kwargs.get("command", args[0] if args else "")
         raise NotImplementedError(
-            "a gateway runs jobs, not commands: use the transport's file methods, or submit a calculation job "
-            "(aiida-shell: launch_shell_job with an absolute path or resolve_command=False)"
+            f"a gateway runs jobs, not commands, and so not {command!r}. With aiida-shell, call "
+            "launch_shell_job(..., resolve_command=False) with the command's name or absolute path on the cluster, or pass a "
+            "code instead of a command. Otherwise use the transport's file methods, or submit a calculation job"
         )
 
     async def exec_command_wait_async(self, *args: Any, **kwargs: Any) -> Any:
@@ -403,11 +392,19 @@ class MarketplaceHpcTransport(AsyncTransport):
         return self.exec_command_wait(*args, **kwargs)
 
     def gotocomputer_command(self, remotedir: Any = None) -> str:
-        """A command that lists the folder; there is no shell to go to."""
-        program = shutil.which("marketplace-hpc", path=str(Path(sys.executable).parent)) or "marketplace-hpc"
+        """A command for a local shell that opens ``marketplace-hpc shell`` in a folder, with the computer's parameters.
+
+        The token is not in it, only where the token is. Nothing is asked of the gateway here.
+
+        :param remotedir: absolute path on the cluster; without one, the user's home.
+        """
+        # The program beside this Python, whatever the PATH is. Without one, Python itself, which would look for modules in
+        # the current folder, too.
+        program = Path(sys.executable).with_name("marketplace-hpc")
+        words = [str(program)] if os.access(program, os.X_OK) else [sys.executable, "-m", "aiida_marketplace_hpc"]
         parameters = self._parameters
-        words = [program, "--url", parameters["url"], "--token-source", parameters["token_source"]]
-        if parameters["app_id"]:
-            words += ["--app-id", parameters["app_id"]]
-        folder = str(remotedir) if remotedir else str(self.run_command_blocking(self.normalize_async, "."))
-        return shlex.join([*words, "file", "list", folder])
+        # An empty app id is said, too: the environment may hold one for another gateway.
+        for option in ("url", "app_id", "token_source"):
+            words.append(f"--{option.replace('_', '-')}={parameters[option]}")
+        words += ["shell", *(["--", str(remotedir)] if remotedir else [])]
+        return shlex.join(words)

@@ -1,8 +1,8 @@
 """The command line of both sides.
 
 ``common`` holds what all commands of the client share (options, output, exit codes); ``service``, ``job``, ``file``,
-``user`` and ``doctor`` are those commands; ``gateway`` and ``demo`` are commands of their own. Each module is imported only
-when its command runs, so that ``--help`` and completion answer at once.
+``user``, ``doctor`` and the package ``shell`` are those commands; ``gateway`` and ``demo`` are commands of their own. Each
+module is imported only when its command runs, so that ``--help`` and completion answer at once.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "user": ("user:user", "Register with a gateway."),
     "job": ("job:job", "Create, launch, watch and cancel jobs."),
     "file": ("file:file", "List, upload, download and delete files."),
+    "shell": ("shell:shell", "Look at and work on the cluster's files, as in a shell."),
     "gateway": ("gateway:gateway", "Publish a cluster: serve the gateway."),
     "demo": ("demo:demo", "See a study run from beginning to end."),
 }

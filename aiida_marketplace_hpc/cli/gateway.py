@@ -58,6 +58,15 @@ def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
 @click.option(
     "--access-log", type=click.Path(path_type=Path, dir_okay=False), help="Append a JSON line for each request."
 )
+@click.option(
+    "--keep-unfinished", type=float, metavar="DAYS", help="How long an upload that broke off is kept.  [default: 3]"
+)
+@click.option(
+    "--unfinished-limit",
+    type=int,
+    metavar="GIB",
+    help="How much uploads that broke off may take, in each root of a user.  [default: 100]",
+)
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with the same settings.")
 def serve(config: Path | None, reload: bool, **flags: Any) -> None:
     """Serve a gateway over HTTP.

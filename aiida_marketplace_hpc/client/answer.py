@@ -19,7 +19,7 @@ from aiida_marketplace_hpc.errors import (
     Unavailable,
     from_wire,
 )
-from aiida_marketplace_hpc.protocol import REQUEST_ID_HEADER
+from aiida_marketplace_hpc.protocol import DIGEST_HEADER, REQUEST_ID_HEADER
 
 MAX_ANSWER = 256 * 1024 * 1024
 """Bytes of a JSON answer that are accepted."""
@@ -43,6 +43,11 @@ class Answer:
     @property
     def content_type(self) -> str:
         return self._response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of the body that was announced, as RFC 9530 writes it; proxies may have dropped it."""
+        return self._response.headers.get(DIGEST_HEADER)
 
     @property
     def length(self) -> int | None:

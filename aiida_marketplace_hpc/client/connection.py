@@ -127,7 +127,11 @@ class _Watched:
         for start in range(0, len(view), _SLICE):
             self.sock.settimeout(exchange.patience())
             exchange.sent = True
-            super().send(view[start : start + _SLICE])  # type: ignore[misc]
+            try:
+                super().send(view[start : start + _SLICE])  # type: ignore[misc]
+            except ConnectionResetError as exc:
+                # urllib3 looks for an answer after a broken pipe only: a server that refuses a body does not read it all.
+                raise BrokenPipeError(exc.errno, exc.strerror) from exc
 
 
 @functools.cache

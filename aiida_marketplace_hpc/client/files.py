@@ -248,6 +248,61 @@ class RemoteDisk:
         source, goal = self._absolute(remotesource), self._absolute(remotedestination)
         self._gateway.ask("copy", path=source, target=goal, dereference=dereference, directory=True)
 
+    # Archives
+
+    @_posix
+    def compress(
+        self,
+        format: str,
+        remotesources: AnyPath | list[AnyPath],
+        remotedestination: AnyPath,
+        root_dir: AnyPath,
+        overwrite: bool = True,
+        dereference: bool = False,
+    ) -> None:
+        """Write files, folders and what matches patterns into an archive on the cluster, which appears when it is whole.
+
+        :param format: ``tar``, ``tar.gz``, ``tar.bz2`` or ``tar.xz``.
+        :param root_dir: the folder that the paths in the archive are relative to; all sources lie below it.
+        :raises ValueError: for another format, or a source that lies elsewhere.
+        :raises OSError: if a source is missing, or ``remotedestination`` is there and not to be replaced, or is a folder.
+        """
+        sources = remotesources if isinstance(remotesources, list) else [remotesources]
+        self._gateway.ask(
+            "compress",
+            sources=[self._absolute(source) for source in sources],
+            target=self._absolute(remotedestination),
+            root_dir=self._absolute(root_dir),
+            format=format,
+            overwrite=overwrite,
+            dereference=dereference,
+        )
+
+    @_posix
+    def extract(
+        self,
+        remotesource: AnyPath,
+        remotedestination: AnyPath,
+        overwrite: bool = True,
+        strip_components: int = 0,
+        *_: Any,
+        **__: Any,
+    ) -> None:
+        """Unpack an archive on the cluster into a folder; what is in it appears when all of it was read.
+
+        :param strip_components: how many leading parts of the paths in the archive are left away.
+        :raises OSError: if there is no such archive, if it is damaged, or has a member that would lie elsewhere.
+        :raises NotImplementedError: for ``overwrite=False``, as in aiida-core.
+        """
+        if not overwrite:
+            raise NotImplementedError("unpacking without replacing what is there is not possible")
+        self._gateway.ask(
+            "extract",
+            path=self._absolute(remotesource),
+            target=self._absolute(remotedestination),
+            strip_components=strip_components,
+        )
+
     # Transfers
 
     def put(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from aiida_marketplace_hpc.bundle import Entry, EntryType, Reader
+from aiida_marketplace_hpc.client.kept import KEEP_FROM, Kept, kept
 from aiida_marketplace_hpc.errors import IntegrityError
 
 Progress = Callable[[int], None]
@@ -89,56 +90,145 @@ class Received:
     path: Path
 
 
+class Skip(Exception):
+    """What comes next is here already: ask again, from :attr:`Receiver.position` on."""
+
+
 class Receiver:
-    """Writes one bundle to the local disk. If an attempt fails, :meth:`receive` may be called again.
+    """Writes what a gateway sends to the local disk, in as many bundles as it takes.
 
     Modes are those that :func:`shutil.copyfile` and :func:`shutil.copytree` leave: a single file has the user's default
     mode (or keeps the one of the file that it replaces), a folder's content has the modes of the original.
 
+    :param destination: is asked once.
     :param overwrite: replace what is there: files one by one, folders by adding to them.
+    :param source: where it comes from, the gateway included; with it, what arrived of a large file outlasts this object.
     """
 
-    def __init__(self, destination: Destination, *, overwrite: bool, progress: Progress | None = None) -> None:
+    def __init__(
+        self, destination: Destination, *, overwrite: bool, progress: Progress | None = None, source: str | None = None
+    ) -> None:
         self._destination = destination
         self._overwrite = overwrite
         self._progress = progress
-        self._root: Path | None = None
+        self._source = source
+        self._root: _Root | None = None
+        self._file: _Incoming | None = None
+        self._last: str | None = None
+        self._changed: str | None = None
+        self.received: Received | None = None
+        """What was received, when all of it was."""
+        self.size = 0
+        """How much was received: bytes, and one for each entry."""
 
-    def receive(self, read: Callable[[int], bytes]) -> Received:
-        """Read a bundle to its end.
+    @property
+    def position(self) -> dict[str, str | int]:
+        """From where on to ask, as parameters of ``getDataset``."""
+        if self._file is not None:
+            return {"after": self._file.entry.path, "offset": self._file.held}
+        if self._changed is not None:
+            return {"after": self._changed, "offset": 0}
+        return {} if self._last is None else {"after": self._last}
+
+    def receive(self, read: Callable[[int], bytes]) -> None:
+        """Read a bundle to its end. After an error, call it again with one that begins at :attr:`position`.
 
         :param read: as for :class:`~aiida_marketplace_hpc.bundle.Reader`.
-        :raises IntegrityError: something arrived wrong; files that arrived whole before it stay.
+        :raises IntegrityError: something arrived wrong; what was verified before it is kept.
         :raises FileExistsError: something is there and ``overwrite`` is not set.
+        :raises Skip: the next file was received before.
         :raises OSError: the local disk refuses.
         """
-        root: _Root | None = None
-        for entry, chunks in Reader(read):
-            if root is None:
-                root = _Root(self._locate(entry), entry.type)
-            elif root.type != "directory":
-                raise _untrusted("holds more than one thing, but no folder")
-            if entry.type == "file":
-                root.write(entry, chunks, self._progress)
-            elif entry.type == "directory":
+        reader = Reader(read)
+        for number, (entry, chunks) in enumerate(reader):
+            if number and not entry.path and not entry.offset:
+                raise _untrusted("begins twice")
+            root = self._rooted(entry)
+            if entry.type == "directory":
                 root.make(entry)
-            else:
+            elif entry.type == "symlink":
                 root.link(entry)
-        if root is None:
-            raise _untrusted("is empty")
-        root.finish()
-        return Received(root.type, root.path)
+            elif entry.length is None:
+                self._drop()
+                root.write(entry, chunks, self._progress)
+            else:
+                self._part(root, entry, chunks)
+                continue
+            self._finished(entry)
+        if not reader.more:
+            if self._root is None:
+                raise _untrusted("is empty")
+            if self._file is not None:
+                self._drop()
+                raise IntegrityError("a file vanished on the cluster while it was being sent")
+            self._root.finish()
+            self.received = Received(self._root.type, self._root.path)
 
-    def _locate(self, entry: Entry) -> Path:
-        if entry.path:
-            raise _untrusted("does not begin with its root")
+    def close(self) -> None:
+        """Let go of a file that is not complete; may be repeated."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _rooted(self, entry: Entry) -> _Root:
         if self._root is None:
+            if entry.path:
+                raise _untrusted("does not begin with its root")
             # Only once: a first attempt may have made a folder that a second must not go inside of.
-            root = self._destination(entry)
-            if not self._overwrite and os.path.lexists(root):
-                raise _exists(root)
-            self._root = root
+            path = self._destination(entry)
+            if not self._overwrite and os.path.lexists(path):
+                raise _exists(path)
+            self._root = _Root(path, entry.type)
+        elif entry.path and self._root.type != "directory":
+            raise _untrusted("holds more than one thing, but no folder")
+        if not entry.path and not entry.offset:
+            self.size = 0  # From the beginning, and the same again is no progress.
         return self._root
+
+    def _part(self, root: _Root, entry: Entry, chunks: Iterator[bytes]) -> None:
+        file = self._file
+        if file is not None and not (file.is_of(entry) and entry.offset == file.held):
+            self._drop()
+            file = None
+            if entry.offset:
+                # Another state of the file: what was received of the first is of no use.
+                self._changed = entry.path
+                raise IntegrityError(f"{entry.path or 'the file'} changed on the cluster while it was being sent")
+        if file is None:
+            if entry.offset:
+                raise _untrusted(f"begins in the middle of {entry.path!r}")
+            file = self._file = root.begin(entry, self._source)
+            self._changed = None
+            if file.held:
+                if self._progress is not None:
+                    self._progress(file.held)
+                self.size += file.held
+                self._complete(file)
+                raise Skip
+        part = b"".join(chunks)  # Verified when it has ended.
+        file.write(part)
+        self.size += len(part)
+        if self._progress is not None:
+            self._progress(len(part))
+        self._complete(file)
+
+    def _complete(self, file: _Incoming) -> None:
+        if file.held == file.entry.size:
+            self._file = None
+            try:
+                file.commit()
+            finally:
+                file.close()
+            self._finished(file.entry)
+
+    def _finished(self, entry: Entry) -> None:
+        self._last, self._changed = entry.path, None
+        self.size += 1
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            self._file.discard()
+            self.close()
 
 
 def write_file(path: Path, content: bytes, *, overwrite: bool) -> Received:
@@ -190,6 +280,15 @@ class _Root:
             temporary.unlink(missing_ok=True)
             raise
 
+    def begin(self, entry: Entry, source: str | None) -> _Incoming:
+        """Open a file that comes in parts."""
+        path = self._place(entry.path)
+        mode = entry.mode & _PERMISSIONS if self.type == "directory" else _mode_of(path)
+        found = None
+        if source is not None and entry.size >= KEEP_FROM:
+            found = kept(f"{source}/{entry.path}", entry.version, entry.size, path.parent)
+        return _Incoming(entry, path, mode, found)
+
     def link(self, entry: Entry) -> None:
         if not _nameable(entry.target):
             raise _untrusted(f"has a symbolic link {entry.path!r} that cannot be made")
@@ -236,6 +335,59 @@ class _Root:
                 if not local.is_dir():
                     raise
         self._folders.add(path)
+
+
+class _Incoming:
+    """A file of which parts have been received: beside its final name, or, if it is large, where the next process finds it."""
+
+    def __init__(self, entry: Entry, path: Path, mode: int | None, found: Kept | None) -> None:
+        self.entry = entry
+        self._path = path
+        self._mode = mode
+        self._kept = found
+        self.held = found.held if found is not None else 0
+        if found is None:
+            self._temporary = _temporary(path)
+            descriptor = os.open(
+                self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
+            )
+            self._file = os.fdopen(descriptor, "wb", buffering=0)
+
+    def is_of(self, entry: Entry) -> bool:
+        """Whether an entry is a part of the same state of the same file."""
+        mine = self.entry
+        return (mine.path, mine.size, mine.version) == (entry.path, entry.size, entry.version)
+
+    def write(self, part: bytes) -> None:
+        """Append a part that was verified."""
+        if self._kept is not None:
+            self._kept.write(part)
+        else:
+            self._file.write(part)
+        self.held += len(part)
+
+    def commit(self) -> None:
+        """Give the whole file its name."""
+        if self._kept is not None:
+            self._kept.move_to(self._path, self._mode)
+            return
+        if self._mode is not None:
+            os.fchmod(self._file.fileno(), self._mode)
+        os.replace(self._temporary, self._path)
+
+    def discard(self) -> None:
+        """Forget what was received."""
+        if self._kept is not None:
+            self._kept.discard()
+        self.held = 0
+
+    def close(self) -> None:
+        """Let go of it; nothing stays beside the final name."""
+        if self._kept is not None:
+            self._kept.close()
+        else:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
 
 
 def _parts(path: str) -> list[str]:

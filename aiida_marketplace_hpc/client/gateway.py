@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from aiida_marketplace_hpc.client import transfer
+from aiida_marketplace_hpc.client import pending, transfer
 from aiida_marketplace_hpc.client.answer import Answer
 from aiida_marketplace_hpc.client.auth import DEFAULT_SOURCE, TokenSource
+from aiida_marketplace_hpc.client.body import BodyLimit, FileBody, FormBody
 from aiida_marketplace_hpc.client.folder import Destination, Progress, Received
 from aiida_marketplace_hpc.client.info import InfoCache, Root
 from aiida_marketplace_hpc.client.retry import RetryPolicy
@@ -78,6 +80,8 @@ class HpcGateway:
         self.machine = machine
         self.token_source = TokenSource.parse(token_source) if isinstance(token_source, str) else token_source
         self._session = GatewaySession(self.token_source, timeouts=timeouts, retry=retry, clock=clock, sleep=sleep)
+        self.body_limit = BodyLimit(proxied=bool(app_id))
+        self._clock = clock
         self._info = InfoCache(self.url, lambda: self._call("getInfo"), clock)
 
     @classmethod
@@ -146,7 +150,7 @@ class HpcGateway:
         """
         if "digest" in self.extensions():
             return transfer.put_file(self, source_path, Place(jobid, filename))
-        form = transfer.FormBody(filename, transfer.FileBody(Path(source_path)))
+        form = FormBody(filename, FileBody(Path(source_path)))
         return self.upload(
             Place(jobid, filename), lambda: form, content_type=form.content_type, parameters={}, repeatable=True
         )
@@ -262,7 +266,9 @@ class HpcGateway:
     def query(self, operations: Sequence[Mapping[str, Any]], stop_on_error: bool = False) -> list[Json | GatewayError]:
         """Do a list of operations in order, in one request per :data:`~aiida_marketplace_hpc.protocol.MAX_OPERATIONS`.
 
-        May be repeated if all operations may (:data:`~aiida_marketplace_hpc.protocol.OPERATIONS`).
+        It may take as long as it makes progress. An answer that is lost is asked for again, so that nothing is done twice.
+        To be repeated by the caller only if all operations may
+        (:data:`~aiida_marketplace_hpc.protocol.OPERATIONS`).
 
         :param operations: each with its name as ``op`` and its fields.
         :param stop_on_error: end with the first operation that fails.
@@ -279,16 +285,27 @@ class HpcGateway:
 
     def _query(self, operations: Sequence[Mapping[str, Any]], stop_on_error: bool) -> tuple[list[Json], str]:
         body = {"operations": [dict(operation) for operation in operations], "stop_on_error": stop_on_error}
-        request = self._request(
-            "query", fields=body, repeatable=all(_is_repeatable(operation) for operation in operations)
+        repeatable = all(_is_repeatable(operation) for operation in operations)
+        answer, request_id = pending.carry_out(
+            self._send_query,
+            body,
+            # What may not be done twice may be sent twice to a gateway that carries out once what has a key.
+            repeatable=repeatable or "operation-keys" in self.extensions(),
+            clock=self._clock,
+            seconds=self._session.seconds,
         )
-        answer, request_id = self._session.call(request, lambda answer: (answer.json(), answer.request_id))
         rows = answer.get("results")
         if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
             stopped = stop_on_error and rows and not rows[-1].get("ok")
             if len(rows) == len(operations) or (stopped and len(rows) < len(operations)):
                 return rows, request_id
         raise ServerFault("the gateway did not answer every operation of the query", request_id=request_id)
+
+    def _send_query(self, body: Callable[[], Json], *, repeatable: bool, seconds: float) -> tuple[Json, str]:
+        request = replace(
+            self._request("query", fields={}, repeatable=repeatable), body=lambda: json_body(body())(), seconds=seconds
+        )
+        return self._session.call(request, lambda answer: (answer.json(), answer.request_id))
 
     def ask(self, op: str, **fields: Any) -> Json:
         """Do one operation of :meth:`query` and return its result. May be repeated if the operation may.
@@ -299,6 +316,24 @@ class HpcGateway:
         if isinstance(result, GatewayError):
             raise result
         return result
+
+    def checksum(self, path: str) -> Json:
+        """Ask for the digest of a file, which is read on the cluster. May be repeated.
+
+        :param path: absolute path on the cluster.
+        :return: ``digest`` (``sha-256:…``) and ``size`` in bytes.
+        :raises FileError: there is no such file.
+        """
+        return self.ask("checksum", path=path)
+
+    def usage(self, path: str) -> Json:
+        """Ask what a file, or a folder with all that is in it, takes. May be repeated.
+
+        :param path: absolute path on the cluster.
+        :return: ``size`` (bytes as ``du -b`` counts), ``allocated`` (bytes on the disk), ``entries``.
+        :raises FileError: there is nothing.
+        """
+        return self.ask("usage", path=path)
 
     # ---- jobs -------------------------------------------------------------------------------------------------------
 
@@ -423,29 +458,48 @@ class HpcGateway:
             progress=progress,
         )
 
+    def read_range(self, remote: str | Place, offset: int, length: int) -> bytes:
+        """Download a piece of a file into memory: :func:`aiida_marketplace_hpc.client.transfer.read_range`."""
+        return transfer.read_range(self, remote, offset, length)
+
     # ---- one request ------------------------------------------------------------------------------------------------
 
     def upload(
         self,
         place: Place,
-        body: Callable[[], Body],
+        body: Callable[[], Body | bytes],
         *,
-        content_type: str,
+        content_type: str = "application/octet-stream",
         parameters: Mapping[str, Value],
-        repeatable: bool,
+        repeatable: bool = True,
+        once: bool = False,
     ) -> Json:
         """Ask for ``createDataset`` with a body; the functions of ``transfer`` are what to use instead.
 
         :param body: makes the body, once per attempt.
+        :param once: a single attempt, to be repeated by :meth:`persist`.
         """
         target = self._route.target("createDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
-        request = Request(target, body, content_type, repeatable=repeatable, transfer=True)
+        request = Request(target, body, content_type, repeatable=repeatable, transfer=True, once=once)
         return self._session.call(request, Answer.json)
 
-    def download(self, place: Place, handle: Callable[[Answer], T], *, parameters: Mapping[str, Value]) -> T:
-        """Ask for ``getDataset`` and give the answer to ``handle``; see ``transfer``. May be repeated if that may."""
+    def download(
+        self, place: Place, handle: Callable[[Answer], T], *, parameters: Mapping[str, Value], once: bool = False
+    ) -> T:
+        """Ask for ``getDataset`` and give the answer to ``handle``; see ``transfer``. May be repeated if that may.
+
+        :param once: a single attempt, to be repeated by :meth:`persist`.
+        """
         target = self._route.target("getDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
-        return self._session.call(Request(target, accept="*/*", repeatable=True, transfer=True), handle)
+        return self._session.call(Request(target, accept="*/*", repeatable=True, transfer=True, once=once), handle)
+
+    def persist(self, attempt: Callable[[], T], progress: Callable[[], int]) -> T:
+        """Call ``attempt``, which makes several requests and goes on where it stopped, until it succeeds or gets no further.
+
+        :param progress: how far it has got.
+        :raises MarketplaceHpcError: the error of the last attempt, after 20 seconds without progress.
+        """
+        return self._session.persist(attempt, progress)
 
     def _create(self, fields: Mapping[str, Any]) -> Json:
         if self.machine and "machine" not in fields:

@@ -85,19 +85,26 @@ def run(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     random: Callable[[], float] = random_module.random,
+    progress: Callable[[], int] = lambda: 0,
 ) -> T:
     """Call ``attempt`` until it succeeds or :func:`delay` gives up, and then raise its last error.
 
     :param repeatable: doing the request twice is the same as doing it once.
+    :param progress: how far the attempts have got; one that got further than all before counts as the first again.
     """
     began = clock()
     number = 1
+    furthest = progress()
     while True:
         started = clock()
         try:
             return attempt()
         except MarketplaceHpcError as error:
             now = clock()
+            if progress() > furthest:
+                furthest = progress()
+                # As if it had begun just now: what came before was of use.
+                began, started, number = now, now, 1
             seconds = delay(policy, Attempt(number, error, repeatable, now - began, now - started), random)
             if seconds is None:
                 raise

@@ -14,7 +14,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -67,6 +67,8 @@ class Request:
     :param body: makes the body, once per attempt.
     :param repeatable: doing it twice is the same as doing it once.
     :param transfer: it lasts as long as it makes progress.
+    :param seconds: for all attempts, instead of :attr:`Timeouts.total`.
+    :param once: a single attempt; who asks repeats it (:meth:`GatewaySession.persist`).
     :param token_optional: it can be asked without a token.
     """
 
@@ -76,6 +78,8 @@ class Request:
     accept: str = "application/json"
     repeatable: bool = False
     transfer: bool = False
+    seconds: float | None = None
+    once: bool = False
     token_optional: bool = False
 
 
@@ -153,6 +157,11 @@ class GatewaySession:
         self._open: weakref.WeakSet[requests.Session] = weakref.WeakSet()
         self._open_lock = threading.Lock()
 
+    @property
+    def seconds(self) -> float:
+        """How long a call may take that is no transfer."""
+        return self._timeouts.total
+
     def call(self, request: Request, handle: Callable[[Answer], T]) -> T:
         """Ask, and give the successful answer to ``handle``, which reads it; return what that returns.
 
@@ -163,14 +172,33 @@ class GatewaySession:
         :raises ConfigurationError: a setting is wrong (token, address, certificate).
         """
         request_id = uuid.uuid4().hex
-        deadline = self._clock() + self._timeouts.total
+        deadline = self._clock() + (request.seconds or self.seconds)
+        policy = replace(self._retry, attempts=1) if request.once else self._retry
+        if request.seconds is not None:
+            policy = replace(policy, budget=min(policy.budget, request.seconds))
         return retry_module.run(
             lambda: self._authorised(request, handle, request_id, deadline),
             repeatable=request.repeatable,
+            policy=policy,
+            clock=self._clock,
+            sleep=self._sleep,
+            random=self._random,
+        )
+
+    def persist(self, attempt: Callable[[], T], progress: Callable[[], int]) -> T:
+        """Call ``attempt``, which makes several calls and goes on where it stopped, until it succeeds or gets no further.
+
+        :param progress: how far it has got.
+        :raises MarketplaceHpcError: the error of the last attempt.
+        """
+        return retry_module.run(
+            attempt,
+            repeatable=True,
             policy=self._retry,
             clock=self._clock,
             sleep=self._sleep,
             random=self._random,
+            progress=progress,
         )
 
     def close(self) -> None:

@@ -1,30 +1,32 @@
-"""Files and folders, to the cluster and back: one request each, verified, with one chunk in memory at a time.
+"""Files and folders, to the cluster and back: verified, resumed, with one chunk in memory at a time.
 
-A file goes up as a raw body whose digest was announced before; a folder as a bundle of announced length. Whatever comes
-down comes as a bundle, which says itself whether it is a file or a folder, so that nobody has to ask first.
+Up to :data:`~aiida_marketplace_hpc.client.body.SEGMENT` a file goes up in one request as a raw body whose digest was
+announced before, a folder in one request as a bundle; what is larger in parts or segments
+(:mod:`~aiida_marketplace_hpc.client.upload`). Whatever comes down comes as a bundle, which says itself whether it is a file or
+a folder, so that nobody has to ask first; one that breaks off goes on after the last byte that was verified.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import posixpath
-import shutil
-import stat
-from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiida_marketplace_hpc import bundle
-from aiida_marketplace_hpc.client.folder import Destination, Progress, Received, Receiver, Source, walk
-from aiida_marketplace_hpc.errors import IntegrityError
+from aiida_marketplace_hpc.client.answer import Answer
+from aiida_marketplace_hpc.client.body import SEGMENT, SMALLEST, FileBody
+from aiida_marketplace_hpc.client.folder import Destination, Progress, Received, Receiver, Skip, walk
+from aiida_marketplace_hpc.client.retry import may_repeat
+from aiida_marketplace_hpc.client.upload import FolderUpload, LargeUpload
+from aiida_marketplace_hpc.errors import ConnectionFailed, IntegrityError, TooLarge
 
 if TYPE_CHECKING:
     from aiida_marketplace_hpc.client.gateway import HpcGateway, Place
+    from aiida_marketplace_hpc.client.routes import Value
 
 Local = str | os.PathLike[str]
 
-_CHUNK = bundle.CHUNK
 _OCTETS = "application/octet-stream"
 
 
@@ -55,16 +57,28 @@ def put_file(
     :raises FileError: the cluster's file system refuses.
     :raises MarketplaceHpcError: the call failed otherwise.
     """
-    gateway.require("digest")
+    gateway.require("resume")
     place = gateway.place(remote)
-    body = FileBody(Path(local), progress)
-    answer = gateway.upload(
-        place,
-        lambda: body,
-        content_type=_OCTETS,
-        parameters={"digest": body.digest, "mode": mode, "overwrite": overwrite, "into": into, "parents": parents},
-        repeatable=overwrite,
-    )
+    path = Path(local)
+    parameters: dict[str, Value] = {"mode": mode, "overwrite": overwrite, "into": into, "parents": parents}
+    if path.stat().st_size > min(SEGMENT, gateway.body_limit.size):
+        return LargeUpload(gateway, path, place, parameters, progress).run()
+    body = FileBody(path, progress)
+    try:
+        answer = gateway.upload(
+            place,
+            lambda: body,
+            content_type=_OCTETS,
+            parameters={"digest": body.digest, **parameters},
+            repeatable=overwrite,
+            once=len(body) > SMALLEST,
+        )
+    except (TooLarge, ConnectionFailed, IntegrityError) as exc:
+        refused = isinstance(exc, TooLarge) and gateway.body_limit.refused(len(body))
+        # What a proxy that cannot pass so much on does: it refuses, hangs up, or passes a part on.
+        if len(body) <= SMALLEST or not (refused or may_repeat(exc, overwrite)):
+            raise
+        return LargeUpload(gateway, path, place, parameters, progress, limit=SMALLEST).run()
     if answer.get("digest", body.digest) != body.digest:
         raise IntegrityError(f"{local} arrived on the cluster with a wrong digest: upload it again")
     return answer
@@ -97,17 +111,10 @@ def put_tree(
     :raises FileError: the cluster's file system refuses.
     :raises MarketplaceHpcError: the call failed otherwise.
     """
-    gateway.require("bundle")
-    place = gateway.place(remote)
+    gateway.require("resume")
     sources = list(walk(Path(local), dereference=dereference))
-    body = BundleBody(sources, progress)
-    return gateway.upload(
-        place,
-        lambda: body,
-        content_type=bundle.MEDIA_TYPE,
-        parameters={"bundle": True, "overwrite": overwrite, "into": into, "parents": parents},
-        repeatable=overwrite and into is None,
-    )
+    parameters: dict[str, Value] = {"overwrite": overwrite, "into": into, "parents": parents}
+    return FolderUpload(gateway, sources, gateway.place(remote), parameters, progress).run()
 
 
 def get(
@@ -136,13 +143,29 @@ def get(
     :raises FileError: there is no such thing (``ENOENT``), or the cluster's file system refuses.
     :raises MarketplaceHpcError: the call failed otherwise.
     """
-    gateway.require("bundle")
-    receiver = Receiver(local if callable(local) else _always(Path(local)), overwrite=overwrite, progress=progress)
-    return gateway.download(
-        gateway.place(remote),
-        lambda answer: receiver.receive(answer.read),
-        parameters={"bundle": True, "dereference": dereference},
+    gateway.require("resume")
+    place = gateway.place(remote)
+    receiver = Receiver(
+        local if callable(local) else _always(Path(local)),
+        overwrite=overwrite,
+        progress=progress,
+        source=f"{gateway.url} {gateway.app_id} {gateway.info().get('username')} {place.jobid}/{place.path}",
     )
+    parameters: dict[str, Value] = {"bundle": True, "dereference": dereference, "length": gateway.body_limit.answer}
+
+    def attempt() -> Received:
+        while receiver.received is None:
+            with suppress(Skip):
+                gateway.download(
+                    place,
+                    lambda answer: receiver.receive(answer.read),
+                    parameters={**parameters, **receiver.position},
+                    once=True,
+                )
+        return receiver.received
+
+    with closing(receiver):
+        return gateway.persist(attempt, lambda: receiver.size)
 
 
 def _always(path: Path) -> Destination:
@@ -157,130 +180,60 @@ def read(gateway: HpcGateway, remote: str | Place) -> bytes:
     :raises IntegrityError: it arrived with a wrong digest.
     """
 
-    def content(size_limited_read: Callable[[int], bytes]) -> bytes:
-        pieces: list[bytes] = []
-        for entry, chunks in bundle.Reader(size_limited_read):
+    gateway.require("resume")
+    place = gateway.place(remote)
+    pieces: list[bytes] = []
+    version, size, ended = "", 0, False
+
+    def receive(answer: Answer) -> None:
+        nonlocal version, size, ended
+        reader = bundle.Reader(answer.read)
+        for entry, chunks in reader:
             if entry.type != "file" or entry.path:
-                raise IsADirectoryError(f"{gateway.place(remote).path} is a folder: use get")
-            pieces.extend(chunks)
+                raise IsADirectoryError(f"{place.path} is a folder: use get")
+            if entry.offset != size or entry.version != version:
+                pieces.clear()
+                version, size = entry.version, 0
+                if entry.offset:
+                    raise IntegrityError(f"{place.path} changed on the cluster while it was being sent")
+            pieces.append(b"".join(chunks))
+            size += len(pieces[-1])
+        ended = not reader.more
+
+    def attempt() -> bytes:
+        while not ended:
+            position: dict[str, Value] = {"offset": size} if size else {}
+            limits: dict[str, Value] = {"bundle": True, "length": gateway.body_limit.answer}
+            gateway.download(place, receive, parameters={**limits, **position}, once=True)
         return b"".join(pieces)
 
-    gateway.require("bundle")
-    return gateway.download(gateway.place(remote), lambda answer: content(answer.read), parameters={"bundle": True})
+    return gateway.persist(attempt, lambda: size)
 
 
-class FileBody:
-    """A local file as a body, with its digest.
+def read_range(gateway: HpcGateway, remote: str | Place, offset: int, length: int) -> bytes:
+    """Download a piece of a file into memory, without the rest of it travelling. May be repeated.
 
-    :raises OSError: it cannot be read, or is not a file.
+    Verified where the gateway says the digest of the piece beforehand, which it does up to 1 MiB.
+
+    :param remote: absolute path on the cluster, or a place in a job's folder.
+    :param offset: the first byte, counted from 0.
+    :param length: bytes.
+    :return: the bytes that are there: fewer than ``length`` at the end of the file, none past it.
+    :raises NotSupported: the gateway sends only whole files.
+    :raises FileError: there is no such file, it is a folder (``EISDIR``), or it cannot be read.
+    :raises IntegrityError: it arrived wrong.
     """
 
-    def __init__(self, path: Path, progress: Progress | None = None) -> None:
-        self._path = path
-        self._progress = progress
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(f"{path} is a folder")
-        if not stat.S_ISREG(status.st_mode):
-            # Opening a pipe would wait for its other end.
-            raise shutil.SpecialFileError(f"{path} is not a regular file")
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            self._signature = _signature(file.fileno())
-            self._size = 0
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-                self._size += len(chunk)
-        self.digest = f"sha-256:{digest.hexdigest()}"
+    def content(answer: Answer) -> bytes:
+        piece = bytearray()
+        while chunk := answer.read(bundle.CHUNK):
+            piece += chunk
+            if len(piece) > length:
+                raise IntegrityError(f"more than the {length} bytes that were asked for arrived", retryable=False)
+        if answer.digest is not None and answer.digest != bundle.header_digest_of(bytes(piece)):
+            raise IntegrityError(f"a piece of {place.path} arrived with a wrong digest")
+        return bytes(piece)
 
-    def __len__(self) -> int:
-        return self._size
-
-    def __iter__(self) -> Generator[bytes, None, None]:
-        """Yield the file chunk by chunk.
-
-        :raises IntegrityError: it is not what it was when its digest was taken. The last chunk is kept back until that is
-            known, so that a wrong body is never complete.
-        """
-        digest = hashlib.sha256()
-        left = self._size
-        with self._path.open("rb") as file:
-            if _signature(file.fileno()) != self._signature:
-                raise self._changed()
-            while left:
-                chunk = file.read(min(_CHUNK, left))
-                if not chunk:
-                    raise self._changed()
-                left -= len(chunk)
-                digest.update(chunk)
-                if not left and f"sha-256:{digest.hexdigest()}" != self.digest:
-                    raise self._changed()
-                yield chunk
-                if self._progress is not None:
-                    self._progress(len(chunk))
-
-    def _changed(self) -> IntegrityError:
-        return _local_change(f"{self._path} changed while it was being uploaded: upload it again when it is complete")
-
-
-class BundleBody:
-    """Local files and folders as the body of a bundle."""
-
-    def __init__(self, sources: Sequence[Source], progress: Progress | None = None) -> None:
-        self._sources = sources
-        self._progress = progress
-        self._length = bundle.length_of(source.entry for source in sources)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Generator[bytes, None, None]:
-        """Yield the bundle chunk by chunk.
-
-        :raises IntegrityError: a file is shorter than it was.
-        :raises OSError: a file cannot be read.
-        """
-        try:
-            for chunk in bundle.write((source.entry, source.open()) for source in self._sources):
-                yield chunk
-                if self._progress is not None:
-                    self._progress(len(chunk))
-        except IntegrityError as exc:
-            raise _local_change(exc.message) from exc
-
-
-class FormBody:
-    """A file as the published form: all that a classic gateway understands."""
-
-    def __init__(self, filename: str, file: FileBody) -> None:
-        boundary = f"marketplace-hpc-{file.digest.partition(':')[2][:32]}"
-        name = posixpath.basename(filename).encode("utf-8", "surrogateescape")
-        for character, escape in ((b'"', b"%22"), (b"\r", b"%0D"), (b"\n", b"%0A")):
-            name = name.replace(character, escape)
-        self.content_type = f"multipart/form-data; boundary={boundary}"
-        self._file = file
-        self._head = (
-            f"--{boundary}\r\n".encode()
-            + b'Content-Disposition: form-data; name="file"; filename="'
-            + name
-            + b'"\r\nContent-Type: application/octet-stream\r\n\r\n'
-        )
-        self._tail = f"\r\n--{boundary}--\r\n".encode()
-
-    def __len__(self) -> int:
-        return len(self._head) + len(self._file) + len(self._tail)
-
-    def __iter__(self) -> Generator[bytes, None, None]:
-        yield self._head
-        yield from self._file
-        yield self._tail
-
-
-def _local_change(message: str) -> IntegrityError:
-    # Not repeated by itself: the next attempt would announce the same size and digest again.
-    return IntegrityError(message, retryable=False)
-
-
-def _signature(descriptor: int) -> tuple[int, int, int]:
-    status = os.fstat(descriptor)
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    gateway.require("ranges")
+    place = gateway.place(remote)
+    return gateway.download(place, content, parameters={"offset": offset, "length": length})

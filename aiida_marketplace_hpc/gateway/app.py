@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl
 
 import anyio
-import anyio.from_thread
 import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
@@ -20,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import (
@@ -35,7 +37,7 @@ from aiida_marketplace_hpc.gateway.access import Access, AccessLog, Json, error_
 from aiida_marketplace_hpc.gateway.auth import bearer_token
 from aiida_marketplace_hpc.gateway.pages import api_page, front_page
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
-from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Stream, parse_parameters
+from aiida_marketplace_hpc.gateway.routes.call import Body, Call, Later, Stream, parse_parameters
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability, Parameter
 
@@ -44,7 +46,9 @@ logger = logging.getLogger(__name__)
 MAX_JSON = 16 * 1024 * 1024
 """Bytes of a JSON body."""
 _THREADS = 100
-_UPLOAD_PIECE = 1024 * 1024
+_PIECE = 1024 * 1024  # Bytes that cross between the event loop and a thread at a time.
+STALLED = 10.0
+"""Seconds without a byte after which a transfer is given up: a dead client must not hold what it was writing to."""
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -129,6 +133,8 @@ def _endpoint(gateway: Gateway, capability: Capability) -> Callable[[Request], A
                 fields = await _json(request) if capability.body == "json" else {}
                 body = await _file(request, resources) if capability.body == "file" else None
                 answer = await run_in_threadpool(handler, Call(gateway, parameters, fields, caller, body))
+                if isinstance(answer, Later):
+                    answer = await _awaited(answer)
             return _response(answer)
         except GatewayError as exc:
             exc.request_id = request.state.request_id
@@ -145,7 +151,16 @@ def _query(request: Request) -> dict[str, str]:
     return dict(parse_qsl(raw, keep_blank_values=True, errors="surrogateescape"))
 
 
-def _response(answer: Answer) -> Response:
+async def _awaited(later: Later) -> dict[str, Any]:
+    future = asyncio.wrap_future(later.future)
+    done, _ = await asyncio.wait([future], timeout=later.patience)
+    if not done:
+        future.cancel()  # Not what it is about: that is running.
+        return later.meanwhile()
+    return future.result()
+
+
+def _response(answer: dict[str, Any] | Stream) -> Response:
     if not isinstance(answer, Stream):
         return Json(answer)
     headers = dict(answer.headers)
@@ -155,17 +170,43 @@ def _response(answer: Answer) -> Response:
 
 
 class _FileResponse(StreamingResponse):
-    """Closes the file also when the client goes away in the middle."""
+    """Reads the next piece while one is being sent; closes the file also when the client goes away in the middle."""
 
     def __init__(self, chunks: Generator[bytes, None, None], **options: Any) -> None:
         super().__init__(chunks, **options)
         self._chunks = chunks
 
-    async def stream_response(self, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().stream_response(send)
+            await super().__call__(scope, receive, send)
         finally:
-            self._chunks.close()
+            self._chunks.close()  # Also if nothing was sent at all.
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        upcoming = asyncio.ensure_future(run_in_threadpool(self._piece))
+        try:
+            # Shielded: a thread cannot be cancelled, and it is at work on the chunks.
+            while piece := await asyncio.shield(upcoming):
+                upcoming = asyncio.ensure_future(run_in_threadpool(self._piece))
+                for chunk in piece:
+                    with anyio.fail_after(STALLED):
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError as exc:
+            raise ClientDisconnect from exc
+        finally:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([upcoming])
+            upcoming.exception()  # Else asyncio complains that nobody looked.
+
+    def _piece(self) -> list[bytes]:
+        piece: list[bytes] = []
+        size = 0
+        while size < _PIECE and (chunk := next(self._chunks, None)) is not None:
+            piece.append(chunk)
+            size += len(chunk)
+        return piece
 
 
 async def _json(request: Request) -> dict[str, Any]:
@@ -186,7 +227,9 @@ async def _json(request: Request) -> dict[str, Any]:
 async def _file(request: Request, resources: AsyncExitStack) -> Body:
     """The file of an upload: the part ``file`` of a form, as published, or the body itself."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return Body(_blocking_reader(request))
+        incoming = _Incoming(request)
+        resources.callback(incoming.close)
+        return Body(incoming.read)
     try:
         form = await request.form(max_files=1, max_fields=10)
     except (MultiPartException, HTTPException) as exc:
@@ -198,28 +241,53 @@ async def _file(request: Request, resources: AsyncExitStack) -> Body:
     return Body(part.file.read, part.filename)
 
 
-def _blocking_reader(request: Request) -> Callable[[int], bytes]:
-    """A ``read`` for a worker thread over a body that arrives on the event loop; it holds at most about one piece."""
-    stream = request.stream()
-    held = bytearray()
-    ended = False
+class _Incoming:
+    """A body that arrives on the event loop, read by a worker thread; one piece is gathered while another is worked on."""
 
-    async def more() -> None:
-        nonlocal ended
-        while len(held) < _UPLOAD_PIECE:
-            try:
-                held.extend(await anext(stream))
-            except StopAsyncIteration:
-                ended = True
-                return
-            except ClientDisconnect as exc:
-                raise IntegrityError("the connection broke off inside the body; nothing was written") from exc
+    def __init__(self, request: Request) -> None:
+        self._stream = request.stream()
+        self._loop = asyncio.get_running_loop()
+        self._upcoming: Future[deque[bytes]] | None = None
+        self._chunks: deque[bytes] = deque()
+        self._ended = False
+        self._broken: Exception | None = None
 
-    def read(size: int) -> bytes:
-        if not held and not ended:
-            anyio.from_thread.run(more)
-        piece = bytes(held[:size])
-        del held[:size]
-        return piece
+    def read(self, size: int) -> bytes:
+        """Return at most ``size`` bytes, ``b""`` at the end; for a worker thread."""
+        if not self._chunks and not self._ended:
+            self._chunks = (self._upcoming or self._gathering()).result()
+            self._ended = not self._chunks
+            self._upcoming = None if self._ended else self._gathering()
+        if not self._chunks:
+            return b""
+        chunk = self._chunks.popleft()
+        if len(chunk) > size:
+            self._chunks.appendleft(chunk[size:])
+            chunk = chunk[:size]
+        return chunk
 
-    return read
+    def _gathering(self) -> Future[deque[bytes]]:
+        return asyncio.run_coroutine_threadsafe(self._gather(), self._loop)
+
+    async def _gather(self) -> deque[bytes]:
+        chunks: deque[bytes] = deque()
+        size = 0
+        try:
+            while size < _PIECE and self._broken is None:
+                with anyio.fail_after(STALLED):
+                    chunk = await anext(self._stream)
+                if chunk:
+                    chunks.append(chunk)
+                    size += len(chunk)
+        except StopAsyncIteration:
+            pass
+        except (ClientDisconnect, TimeoutError) as exc:
+            self._broken = exc
+        if self._broken is not None and not chunks:  # What came before is of use.
+            raise IntegrityError("the connection broke off inside the body; nothing was written") from self._broken
+        return chunks
+
+    def close(self) -> None:
+        """Leave the rest unread."""
+        if self._upcoming is not None:
+            self._upcoming.cancel()

@@ -17,6 +17,9 @@ from typing import IO
 
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place
 
+UNFINISHED = "unfinished"
+"""The folder in a root's private one where files lie until they are whole."""
+
 
 class Draft:
     """A file being written, out of sight; :meth:`commit` gives it its name, leaving the block without it leaves nothing."""
@@ -33,8 +36,8 @@ class Draft:
         return f"sha-256:{self._hash.hexdigest()}"
 
     def __enter__(self) -> Draft:
-        self._existing = self._target()
-        self._folder = _private_folder(self._place)
+        self._existing = existing_target(self._place, self._overwrite)
+        self._folder = private_folder(self._place)
         self._name = secrets.token_hex(16)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -48,24 +51,19 @@ class Draft:
             raise
         return self
 
-    def _target(self) -> os.stat_result | None:
-        if self._place.only_folder:  # A folder that is not there, or the walk would have gone into it.
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        try:
-            existing = self._place.lstat()
-        except FileNotFoundError:
-            os.stat(".", dir_fd=self._place.folder)  # The folder may be gone: say so before anything is sent.
-            return None
-        if stat.S_ISDIR(existing.st_mode):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not self._overwrite:
-            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-        return existing
-
     def write(self, chunk: bytes) -> None:
         self._file.write(chunk)
         self._hash.update(chunk)
         self.size += len(chunk)
+
+    def fileno(self) -> int:
+        """The descriptor, to write to directly; what comes in that way does not count in :attr:`size` and :attr:`digest`."""
+        return self._file.fileno()
+
+    def sync(self) -> None:
+        """Send to the disk what was written so far, so that :meth:`commit` does not wait for all of it."""
+        self._file.flush()
+        os.fdatasync(self._file.fileno())
 
     def commit(self, mode: int | None = None) -> None:
         if mode is None and self._existing is not None:
@@ -91,7 +89,28 @@ class Draft:
             os.close(self._folder)
 
 
-def _private_folder(place: Place) -> int:
+def existing_target(place: Place, overwrite: bool) -> os.stat_result | None:
+    """What is there under the name that a file is to get.
+
+    :raises OSError: a folder is there, or anything and it must not be replaced; or the folder above is gone or read-only.
+    """
+    if place.only_folder:  # A folder that is not there, or the walk would have gone into it.
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    try:
+        existing = place.lstat()
+    except FileNotFoundError:
+        existing = None
+        os.stat(".", dir_fd=place.folder)  # The folder may be gone: say so before anything is sent.
+    if existing is not None and stat.S_ISDIR(existing.st_mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if existing is not None and not overwrite:
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+    if not os.access(".", os.W_OK | os.X_OK, dir_fd=place.folder, effective_ids=True):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    return existing
+
+
+def private_folder(place: Place) -> int:
     """Open the folder for unfinished files of the place's root; it is made where it is missing."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     with opened(place.root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) as root:
@@ -99,8 +118,8 @@ def _private_folder(place: Place) -> int:
             os.mkdir(PRIVATE, 0o700, dir_fd=root)
         with opened(PRIVATE, flags, root) as private:
             with suppress(FileExistsError):
-                os.mkdir("unfinished", 0o700, dir_fd=private)
-            return os.open("unfinished", flags, dir_fd=private)
+                os.mkdir(UNFINISHED, 0o700, dir_fd=private)
+            return os.open(UNFINISHED, flags, dir_fd=private)
 
 
 @contextmanager

@@ -7,24 +7,31 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import hashlib
 import os
 import posixpath
 import re
 import stat
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, BinaryIO
 
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import FileError, Forbidden, IntegrityError, InvalidRequest
+from aiida_marketplace_hpc.gateway.descriptors import LIST as _LIST
+from aiida_marketplace_hpc.gateway.descriptors import MAX_DEPTH as _MAX_DEPTH
+from aiida_marketplace_hpc.gateway.descriptors import Advance, ignore_progress
+from aiida_marketplace_hpc.gateway.descriptors import open_regular as _open_regular
+from aiida_marketplace_hpc.gateway.descriptors import told as _told
 from aiida_marketplace_hpc.gateway.draft import Draft, opened
+from aiida_marketplace_hpc.gateway.moving import move, rename_new
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place, Roots
+from aiida_marketplace_hpc.gateway.trees import Usage, copy_content, measure, remove_tree
 
 Read = Callable[[int], bytes]
 """Reads at most so many bytes of a request's body; ``b""`` is its end."""
 
-_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_MAX_DEPTH = 200
+_PIECE = 1024 * 1024
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -33,10 +40,13 @@ class Files:
 
     Paths are absolute. Methods raise :class:`FileError` with the POSIX error for what the file system refuses,
     :class:`Forbidden` for what lies outside the roots or below a read-only one.
+
+    :param advance: is told about the progress of what takes long.
     """
 
-    def __init__(self, roots: Roots) -> None:
+    def __init__(self, roots: Roots, advance: Advance = ignore_progress) -> None:
         self.roots = roots
+        self.advance = advance
 
     # Looking
 
@@ -87,6 +97,7 @@ class Files:
             except FileNotFoundError:  # Removed while we look.
                 continue
             entries.append({"name": prefix + name, **attributes})
+            self.advance(1)
             if recursive and attributes["type"] == "directory":
                 with opened(name, _LIST, folder) as below:
                     self._walk(below, f"{prefix}{name}/", recursive, entries, False, depth + 1)
@@ -128,6 +139,7 @@ class Files:
                 private = place.name == "."
         except (FileError, Forbidden):  # As with a shell: what cannot be looked at does not match.
             return []
+        self.advance(1)
         if not pattern.startswith("."):
             names = [name for name in names if not name.startswith(".")]
         return [name for name in names if fnmatch.fnmatchcase(name, pattern) and not (private and name == PRIVATE)]
@@ -143,6 +155,21 @@ class Files:
         for entry in entries:
             if entry["type"] == "symlink":
                 entry["leads_to"] = self._type(path(entry))
+
+    def checksum(self, path: str) -> dict[str, Any]:
+        """The digest and size of a file, links followed."""
+        with self.roots.place(path) as place, _told(path), _open_regular(place) as content:
+            digest, size = hashlib.sha256(), 0
+            while chunk := content.read(_PIECE):
+                digest.update(chunk)
+                size += len(chunk)
+                self.advance(len(chunk))
+            return {"digest": f"sha-256:{digest.hexdigest()}", "size": size}
+
+    def usage(self, path: str) -> Usage:
+        """What a file or a folder with all that is in it takes, as ``du`` counts; a link that is itself named is followed."""
+        with self.roots.place(path) as place, _told(path):
+            return measure(place.folder, place.name, self.advance)
 
     # Changing
 
@@ -163,14 +190,21 @@ class Files:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def rename(self, path: str, target: str) -> None:
-        """Rename a file, link or folder; something at ``target`` is never replaced."""
+        """Rename a file, link or folder, or move it to another file system; something at ``target`` is never replaced."""
         with self._named(path) as old, self.roots.place(target.rstrip("/"), follow=False) as new, _told(path):
             if not stat.S_ISDIR(old.writable().lstat().st_mode) and target.endswith("/"):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            with suppress(FileNotFoundError):
-                new.writable().lstat()
-                raise FileError(f"File exists: {target}", errno="EEXIST", path=target)
-            os.rename(old.name, new.name, src_dir_fd=old.folder, dst_dir_fd=new.folder)
+            try:
+                rename_new(old, new.writable())
+            except FileExistsError as exc:
+                raise FileError.from_os_error(exc, target) from exc
+            except OSError as exc:
+                if exc.errno != errno.EXDEV:
+                    raise
+                with suppress(FileNotFoundError):
+                    new.lstat()
+                    raise FileError.from_os_error(OSError(errno.EEXIST, ""), target) from exc
+                move(old, new, self.advance)
 
     def symlink(self, path: str, target: str) -> None:
         """Make ``path`` a symbolic link to ``target``, which need not exist and is not followed out of the roots."""
@@ -196,7 +230,7 @@ class Files:
                 if directory:
                     os.rmdir(place.name, dir_fd=place.folder)
                 elif recursive and stat.S_ISDIR(mode):
-                    _remove_tree(place.folder, place.name)
+                    remove_tree(place.folder, place.name, self.advance)
                 else:
                     os.unlink(place.name, dir_fd=place.folder)
         except FileError as exc:
@@ -266,6 +300,7 @@ class Files:
                 below = Place(source.root, folder, name, f"{source.path}/{name}")
                 there = Place(goal.root, made, name, f"{goal.path}/{name}")
                 kind = below.lstat().st_mode
+                self.advance(1)
                 if stat.S_ISLNK(kind) and dereference:
                     with self.roots.place(below.path) as real, _told(below.path):
                         if stat.S_ISDIR(real.lstat().st_mode):
@@ -282,8 +317,7 @@ class Files:
 
     def _copy_file(self, source: Place, goal: Place, *, keep_mode: bool = True) -> None:
         with _reading(source) as content, Draft(goal) as draft:
-            while chunk := content.read(bundle.CHUNK):
-                draft.write(chunk)
+            copy_content(content.fileno(), draft.fileno(), self.advance)
             draft.commit(stat.S_IMODE(os.fstat(content.fileno()).st_mode) if keep_mode else None)
 
     # Transfers
@@ -325,86 +359,6 @@ class Files:
                 raise IntegrityError(f"{target} arrived with a wrong digest: nothing was written; send it again")
             draft.commit(mode)
             return {"path": place.path, "size": draft.size, "digest": draft.digest}
-
-    def write_bundle(
-        self, path: str, read: Read, *, overwrite: bool = True, into: str | None = None, parents: bool = False
-    ) -> dict[str, Any]:
-        """Write a folder from a bundle; each file appears when it is whole and verified.
-
-        :param overwrite: whether a folder that exists may be written into, and its files replaced.
-        :raises IntegrityError: for a wrong digest or a bundle that broke off; files that came before it are there.
-        """
-        target = self._inside(path, into) if into else path
-        tops = {root.path for root in self.roots}
-        count = 0
-        modes: list[tuple[str, int]] = []
-        for entry, chunks in bundle.Reader(read):
-            count += 1
-            where = _below(target, entry.path)
-            if entry.type == "directory":
-                self.mkdir(where, parents=parents, exist_ok=overwrite, mode=0o700 | entry.mode)
-                if where.rstrip("/") not in tops:  # What is put right into a root does not change the root itself.
-                    modes.append((where, entry.mode))
-            elif entry.type == "symlink":
-                with suppress(FileError):
-                    if overwrite and self.stat(where)["type"] != "directory":
-                        self.remove(where)
-                self.symlink(where, entry.target)
-            else:
-                with self.roots.place(where) as place, _told(where), Draft(place.writable(), overwrite) as draft:
-                    for chunk in chunks:
-                        draft.write(chunk)
-                    # Only now, past the digest, is the file known to be whole; the reader raises if it is not.
-                    draft.commit(entry.mode)
-        for where, mode in reversed(modes):
-            self.chmod(where, mode)
-        return {"path": target, "entries": count}
-
-    def read_bundle(self, path: str, *, dereference: bool = True) -> Generator[bytes, None, None]:
-        """Open a file or folder for reading as a bundle.
-
-        Errors of the path itself are raised here, not when the first chunk is taken.
-        """
-        with self.roots.place(path) as place, _told(path):
-            attributes = place.lstat()
-            if stat.S_ISDIR(attributes.st_mode):
-                # Once through it beforehand: when the answer is under way, it is too late to say what is wrong.
-                for _, content in self._entries(place.path, dereference):
-                    if content is not None:
-                        content.close()
-                return bundle.write(self._entries(place.path, dereference))
-            content = _open_regular(place)
-            size = os.fstat(content.fileno()).st_size
-        entry = bundle.Entry("", "file", stat.S_IMODE(attributes.st_mode), size)
-        return bundle.write([(entry, content)])
-
-    def _entries(self, top: str, dereference: bool) -> Iterator[tuple[bundle.Entry, BinaryIO | None]]:
-        """The entries of a folder, opened one by one as they are sent."""
-        pending = [("", top)]
-        while pending:
-            relative, path = pending.pop()
-            with self.roots.place(path, follow=dereference or not relative) as place, _told(path):
-                attributes = place.lstat()
-                mode = stat.S_IMODE(attributes.st_mode)
-                if stat.S_ISLNK(attributes.st_mode):
-                    target = os.readlink(place.name, dir_fd=place.folder)
-                    item: tuple[bundle.Entry, BinaryIO | None] = (
-                        bundle.Entry(relative, "symlink", target=target),
-                        None,
-                    )
-                elif stat.S_ISDIR(attributes.st_mode):
-                    if relative.count("/") > _MAX_DEPTH:
-                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                    with opened(place.name, _LIST, place.folder) as folder:
-                        names = sorted(os.listdir(folder), reverse=True)
-                    if place.name == ".":
-                        names = [name for name in names if name != PRIVATE]
-                    pending += [(f"{relative}/{name}" if relative else name, f"{path}/{name}") for name in names]
-                    item = (bundle.Entry(relative, "directory", mode), None)
-                else:
-                    content = _open_regular(place)
-                    item = (bundle.Entry(relative, "file", mode, os.fstat(content.fileno()).st_size), content)
-            yield item
 
     # Shared
 
@@ -470,46 +424,7 @@ def _attributes(folder: int, name: str) -> dict[str, Any]:
     return attributes
 
 
-def _remove_tree(folder: int, name: str) -> None:
-    for _, folders, names, inside in os.fwalk(
-        name, topdown=False, follow_symlinks=False, dir_fd=folder, onerror=_reraise
-    ):
-        for entry in names:
-            os.unlink(entry, dir_fd=inside)
-        for entry in folders:
-            try:
-                os.rmdir(entry, dir_fd=inside)
-            except NotADirectoryError:  # A link to a folder.
-                os.unlink(entry, dir_fd=inside)
-    os.rmdir(name, dir_fd=folder)
-
-
-def _reraise(error: OSError) -> None:
-    raise error
-
-
-def _open_regular(place: Place) -> BinaryIO:
-    # Not blocking: opening a named pipe would wait for a writer for ever.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(place.name, flags, dir_fd=place.folder)
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-    raise OSError(number, os.strerror(number))
-
-
 @contextmanager
 def _reading(place: Place) -> Iterator[BinaryIO]:
     with _open_regular(place) as content:
         yield content
-
-
-@contextmanager
-def _told(path: str) -> Iterator[None]:
-    """Turn what the file system says into the error for the caller, about the path that the caller named."""
-    try:
-        yield
-    except OSError as exc:
-        raise FileError.from_os_error(exc, path) from exc

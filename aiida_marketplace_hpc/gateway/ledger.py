@@ -234,6 +234,11 @@ class Ledger:
 
     # Jobs
 
+    def users(self) -> list[User]:
+        """Everybody who was ever here."""
+        with self.reading() as session:
+            return list(session.scalars(select(User)))
+
     def add(self, job: Job) -> Job:
         """Add a job, or return the one that has its key already.
 

@@ -27,7 +27,15 @@ _GRACE = 10
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens when it does, and not before."""
+    """Says where it listens when it does, and not before; ends long operations before it waits for requests to end."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gateway.operations.stop()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -72,15 +80,16 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
 
 def run(settings: Settings, sockets: list[socket.socket]) -> None:
     """Run the application on a socket that is listening already."""
+    gateway = Gateway(settings)
     config = uvicorn.Config(
-        create_app(Gateway(settings)),
+        create_app(gateway),
         access_log=False,
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=_GRACE,
         lifespan="on",
     )
-    _Server(config).run(sockets=sockets)
+    _Server(config, gateway).run(sockets=sockets)
 
 
 class _Reloaded:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.auth import Authenticator, DevelopmentTokens
 from aiida_marketplace_hpc.gateway.backends.base import Backend
 from aiida_marketplace_hpc.gateway.config import Settings
+from aiida_marketplace_hpc.gateway.descriptors import Advance
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.jobs import Jobs
 from aiida_marketplace_hpc.gateway.ledger import Ledger, User
+from aiida_marketplace_hpc.gateway.operations import Operations
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
+from aiida_marketplace_hpc.gateway.transfers import Transfers
+from aiida_marketplace_hpc.gateway.unfinished import Keep, sweep_root
 from aiida_marketplace_hpc.gateway.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 _RECONCILE_INTERVAL = 2.0
+_SWEEP_INTERVAL = 3600.0
 _POLL_INTERVAL = {"local": 0.5, "slurm": 2.0}
 """Seconds; with Slurm one ``squeue`` (and, when a job ends, one ``sacct``) in that time, whatever the number of users."""
 
@@ -31,6 +37,11 @@ class Caller:
 
     user: User
     files: Files
+    transfers: Transfers
+
+    def watched(self, advance: Advance) -> Caller:
+        """The same, but each operation on files tells its progress."""
+        return replace(self, files=Files(self.files.roots, advance))
 
     @cached_property
     def home(self) -> str:
@@ -50,11 +61,13 @@ class Gateway:
     def __init__(self, settings: Settings, backend: Backend | None = None) -> None:
         self.settings = settings
         self.ledger = Ledger(settings.database_url)
+        self.keep = Keep(unfinished=settings.keep_unfinished * 86400.0, size=settings.unfinished_limit * 1024**3)
         self.backend = backend or _backend(settings)
         self.watch = Watch(
             self.ledger, self.backend, settings.poll_interval or _POLL_INTERVAL.get(self.backend.name, 2.0)
         )
         self.jobs = Jobs(self.ledger, self.backend, self.watch, self.files_of, machine=settings.machine_name)
+        self.operations = Operations()
         self.authenticator: Authenticator = DevelopmentTokens(settings.dev_token)
         self._stopping = threading.Event()
         self._reconciler = threading.Thread(target=self._reconcile, name="reconcile", daemon=True)
@@ -66,7 +79,8 @@ class Gateway:
         self._reconciler.start()
 
     def stop(self) -> None:
-        """Stop the background; jobs go on."""
+        """Stop the background; jobs go on, operations on files end at their next step."""
+        self.operations.close()
         self._stopping.set()
         self._reconciler.join(timeout=10)
         self.jobs.close()
@@ -79,7 +93,8 @@ class Gateway:
         :raises Unauthorized: if it is nobody's.
         """
         user = self.ledger.user_of(self.authenticator.identify(token))
-        return Caller(user, self.files_of(user))
+        files = self.files_of(user)
+        return Caller(user, files, Transfers(files, self.keep))
 
     def files_of(self, user: User) -> Files:
         """What a user can do with files."""
@@ -87,8 +102,22 @@ class Gateway:
             Roots([Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots])
         )
 
+    def sweep(self) -> None:
+        """Remove what is kept of uploads that broke off too long ago; the background does so every hour."""
+        for user in self.ledger.users():
+            for root in self.files_of(user).roots:
+                if not root.read_only:
+                    sweep_root(root, self.keep)
+
     def _reconcile(self) -> None:
+        swept = 0.0
         while True:
+            if time.monotonic() - swept > _SWEEP_INTERVAL or not swept:
+                swept = time.monotonic()
+                try:
+                    self.sweep()
+                except Exception:
+                    logger.exception("the sweep of unfinished uploads stumbled and goes on")
             try:
                 self.jobs.reconcile()
             except Exception:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 from aiida_marketplace_hpc.testing.machine import (
     SYSTEM_PATH,
@@ -150,8 +150,7 @@ class AiidaProfile:
         :param timeout: seconds.
         :raises RigError: with what it said, if ``check`` is set.
         """
-        verdi = str(Path(sys.executable).with_name("verdi"))
-        return self._run([verdi, "-p", self.NAME, *args], input=input, check=check, env=env, timeout=timeout)
+        return self._run([self._verdi, "-p", self.NAME, *args], input=input, check=check, env=env, timeout=timeout)
 
     def python(
         self,
@@ -166,12 +165,26 @@ class AiidaProfile:
         :param code: the file, or the text of the script.
         :raises RigError: with what it said, if ``check`` is set and it ends with another exit code than 0.
         """
-        if isinstance(code, str):
-            self._scripts += 1
-            script = self._temporary / f"script_{self._scripts}.py"
-            script.write_text(code, encoding="utf-8")
-            code = script
-        return self.verdi("run", "--", str(code), *args, check=check, env=env, timeout=timeout)
+        return self.verdi("run", "--", str(self._script(code)), *args, check=check, env=env, timeout=timeout)
+
+    def start_python(
+        self,
+        code: str | Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        stdin: int | IO[Any] = subprocess.DEVNULL,
+        stdout: int | IO[Any] | None = None,
+        stderr: int | IO[Any] | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a script as :meth:`python` does, and return at once; :meth:`close` ends it at the latest."""
+        return subprocess.Popen(
+            [self._verdi, "-p", self.NAME, "run", "--", str(self._script(code))],
+            env={**self.environment, **(env or {})},
+            cwd=self.path,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+        )
 
     def start_daemon(self, workers: int = 1, *, env: Mapping[str, str] | None = None) -> None:
         """Start the daemon and wait until its workers run.
@@ -240,6 +253,18 @@ class AiidaProfile:
     def _daemon_processes(self) -> list[ProcessEntry]:
         entries = (entry for entry in process_table() if entry.environment().get(_MARK) == self._mark)
         return [entry for entry in entries if "daemon" in entry.command()]
+
+    @property
+    def _verdi(self) -> str:
+        return str(Path(sys.executable).with_name("verdi"))
+
+    def _script(self, code: str | Path) -> Path:
+        if isinstance(code, Path):
+            return code
+        self._scripts += 1
+        script = self._temporary / f"script_{self._scripts}.py"
+        script.write_text(code, encoding="utf-8")
+        return script
 
     def _run(
         self,

@@ -309,7 +309,14 @@ class FakeGateway:
         if seen.parameters.get("bundle") == "true":
             follow = seen.parameters.get("dereference", "true") == "true"
             return b"".join(bundle.write(_entries(path, "", follow, top=True)))
-        return path.read_bytes()
+        content = path.read_bytes()
+        if "length" not in seen.parameters:
+            return content
+        offset = int(seen.parameters["offset"])
+        piece = content[offset : offset + int(seen.parameters["length"])]
+        return Reply(
+            piece, headers={"Content-Type": "text/plain", protocol.DIGEST_HEADER: bundle.header_digest_of(piece)}
+        )
 
     def deleteDataset(self, seen: Seen) -> Any:  # noqa: N802
         path = self._path(seen, write=True)
@@ -435,6 +442,8 @@ class _Handler(BaseHTTPRequestHandler):
             error = _error(exc)
             error.request_id = seen.headers.get(protocol.REQUEST_ID_HEADER)
             return Reply(json.dumps(error.to_wire()).encode(), error.status)
+        if isinstance(result, Reply):
+            return result
         if isinstance(result, bytes):
             return Reply(result, 200, {"Content-Type": "application/octet-stream"})
         return Reply(json.dumps(result).encode())
@@ -489,7 +498,8 @@ def _entries(
         for child in sorted(os.listdir(path)):
             yield from _entries(path / child, f"{name}/{child}" if name else child, follow)
     else:
-        yield bundle.Entry(name, "file", path.stat().st_mode & 0o7777, path.stat().st_size), path.open("rb")
+        with path.open("rb") as content:
+            yield bundle.Entry(name, "file", path.stat().st_mode & 0o7777, path.stat().st_size), content
 
 
 def _attributes(path: Path) -> dict[str, Any]:

@@ -247,13 +247,16 @@ def test_long_queries_are_split(fake: FakeGateway, gateway: HpcGateway, monkeypa
     operations = [{"op": "mkdir", "path": str(fake.home / name)} for name in "abbcd"]
     results = gateway.query(operations)
     assert [isinstance(result, GatewayError) for result in results] == [False, False, True, False, False]
-    assert len(fake.seen) == 3
+    assert len(fake.named("query")) == 3
     assert len(gateway.query(operations, stop_on_error=True)) == 1
-    assert len(fake.seen) == 4
+    assert len(fake.named("query")) == 4
 
 
 @pytest.mark.parametrize("name", [operation.name for operation in protocol.OPERATIONS.values()])
-def test_queries_are_repeated_as_the_table_says(fake: FakeGateway, gateway: HpcGateway, name: str) -> None:
+def test_without_keys_queries_are_repeated_as_the_table_says(
+    fake: FakeGateway, gateway: HpcGateway, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HpcGateway, "extensions", lambda self: frozenset({"query"}))
     done = reply('{"results": [{"ok": true, "result": {}}]}', content_type="application/json")
 
     def lost(handler: object, answer: object) -> None:
@@ -267,7 +270,10 @@ def test_queries_are_repeated_as_the_table_says(fake: FakeGateway, gateway: HpcG
             gateway.query([{"op": name}])
 
 
-def test_one_operation_that_is_not_repeatable_spoils_the_query(fake: FakeGateway, gateway: HpcGateway) -> None:
+def test_without_keys_one_operation_that_is_not_repeatable_spoils_the_query(
+    fake: FakeGateway, gateway: HpcGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HpcGateway, "extensions", lambda self: frozenset({"query"}))
     fake.faults.append(drop_after)
     path = str(fake.home / "x")
     with pytest.raises(ConnectionFailed):

@@ -69,6 +69,8 @@ def test_connections_are_used_again(fake: FakeGateway, gateway: HpcGateway) -> N
 def test_what_cannot_be_repeated_does_not_go_over_a_connection_that_was_idle(
     fake: FakeGateway, client_of: Make
 ) -> None:
+    for name in ("a", "b"):
+        (fake.home / name).touch()
     now = 0.0
     client = client_of(fake.url, clock=lambda: now)
     client.create_user()
@@ -76,9 +78,9 @@ def test_what_cannot_be_repeated_does_not_go_over_a_connection_that_was_idle(
     client.create_user()
     assert fake.connections == 1
     now += 4
-    client.ask("mkdir", path=str(fake.home / "new"))
+    client.delete_file("home", "a")
     assert fake.connections == 2
-    client.ask("mkdir", path=str(fake.home / "another"))
+    client.delete_file("home", "b")
     assert fake.connections == 2
 
 
@@ -116,9 +118,10 @@ def test_what_can_be_repeated_is(fake: FakeGateway, gateway: HpcGateway, naps: l
 
 @pytest.mark.parametrize("fault", [drop, drop_after, truncated(10)])
 def test_what_was_perhaps_done_is_not_repeated(fake: FakeGateway, gateway: HpcGateway, fault: object) -> None:
+    (fake.home / "a").touch()
     fake.faults.append(fault)  # type: ignore[arg-type]
     with pytest.raises(ConnectionFailed, match="broke off before the answer was complete") as raised:
-        gateway.ask("mkdir", path=str(fake.home / "new"))
+        gateway.delete_file("home", "a")
     assert raised.value.phase is Phase.MAYBE_SENT
     assert len(fake.seen) == 1
 
@@ -129,20 +132,22 @@ def test_a_proxys_error_does_not_say_that_nothing_was_done(
 ) -> None:
     fake.faults.append(fault)  # type: ignore[arg-type]
     with pytest.raises(Unavailable) as raised:
-        gateway.ask("mkdir", path=str(fake.home / "new"))
+        gateway.delete_file("home", "a")
     assert raised.value.phase is Phase.MAYBE_SENT
     assert len(fake.seen) == 1
 
 
 def test_the_gateways_own_no_may_be_repeated_for_everything(fake: FakeGateway, gateway: HpcGateway) -> None:
     fake.faults.extend([refuse(Unavailable("the database is down")), None])
-    gateway.ask("mkdir", path=str(fake.home / "new"))
-    assert (fake.home / "new").is_dir()
+    (fake.home / "a").touch()
+    gateway.delete_file("home", "a")
+    assert not (fake.home / "a").exists()
 
 
 def test_busy_is_waited_for(fake: FakeGateway, gateway: HpcGateway, naps: list[float]) -> None:
     fake.faults.extend([refuse(Busy("slowly"), Retry_After="7"), None])
-    gateway.ask("mkdir", path=str(fake.home / "new"))
+    (fake.home / "a").touch()
+    gateway.delete_file("home", "a")
     assert 7 < naps[0] < 8
 
 
@@ -207,7 +212,7 @@ def free_port() -> int:
 
 def test_a_refused_connection_is_not_sent_and_repeated_for_everything(client_of: Make, naps: list[float]) -> None:
     with pytest.raises(ConnectionFailed, match="refuses connections: check the url") as raised:
-        client_of(f"http://127.0.0.1:{free_port()}").ask("mkdir", path="/x")
+        client_of(f"http://127.0.0.1:{free_port()}").delete_file("home", "a")
     assert raised.value.phase is Phase.NOT_SENT
     assert len(naps) == 4
 
@@ -244,7 +249,7 @@ def test_asking_a_proxy_for_a_tunnel_is_not_sending_the_request(
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", fake.url)
     with pytest.raises(ConnectionFailed, match="proxy on the way") as raised:
-        client_of("https://hpc.example.org").ask("mkdir", path="/x")
+        client_of("https://hpc.example.org").delete_file("home", "a")
     assert raised.value.phase is Phase.NOT_SENT
     assert fake.connections == 5
 
@@ -255,9 +260,9 @@ def test_a_proxy_of_the_environment_is_used(
     monkeypatch.setenv("HTTP_PROXY", fake.url)
     fake.faults.append(drop)
     with pytest.raises(ConnectionFailed) as raised:
-        client_of("http://hpc.example.org").ask("mkdir", path="/x")
+        client_of("http://hpc.example.org").delete_file("home", "a")
     assert raised.value.phase is Phase.MAYBE_SENT
-    assert fake.seen[0].target == "http://hpc.example.org/api/v1/query"
+    assert fake.seen[0].target == "http://hpc.example.org/api/v1/file/delete/home?filename=a"
 
 
 # Deadlines
@@ -345,7 +350,8 @@ def test_a_refused_token_from_a_file_is_read_again_once(fake: FakeGateway, clien
             token.write_text("new")
             super().forget(refused)
 
-    client_of(fake.url, token_source=Renewing(str(token))).ask("mkdir", path=str(fake.home / "new"))
+    (fake.home / "a").touch()
+    client_of(fake.url, token_source=Renewing(str(token))).delete_file("home", "a")
     assert [seen.headers["Authorization"] for seen in fake.seen] == ["Bearer old", "Bearer new"]
 
 
@@ -370,7 +376,7 @@ def test_no_error_contains_the_token(fake: FakeGateway, client_of: Make) -> None
     for fault in (None, drop, drop_after, reply(HTML, 502), truncated(3)):
         fake.faults.extend([fault] * 5)
         with pytest.raises((Unauthorized, ConnectionFailed, Unavailable)) as raised:
-            client.ask("mkdir", path="/x")
+            client.delete_file("home", "a")
         assert "s3cret" not in f"{raised.value!r} {raised.value} {client!r}"
         fake.faults.clear()
 
@@ -427,7 +433,7 @@ def test_an_untrusted_certificate_says_what_to_do(
     assert client.heartbeat()["message"]
     tls_fake.faults.append(drop)
     with pytest.raises(ConnectionFailed) as raised:
-        client.ask("mkdir", path="/x")
+        client.delete_file("home", "a")
     assert raised.value.phase is Phase.MAYBE_SENT
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import filecmp
+import json
 import os
 import shutil
 import stat
@@ -15,10 +16,10 @@ import pytest
 
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.bundle import Entry
+from aiida_marketplace_hpc.client.body import BundleBody, FileBody
 from aiida_marketplace_hpc.client.folder import Received, Receiver, inside_if_folder, walk
 from aiida_marketplace_hpc.client.gateway import HpcGateway, Place
 from aiida_marketplace_hpc.client.session import Timeouts
-from aiida_marketplace_hpc.client.transfer import BundleBody, FileBody
 from aiida_marketplace_hpc.errors import (
     ConnectionFailed,
     DeadlineExceeded,
@@ -558,3 +559,44 @@ def test_memory_is_a_few_chunks(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert (tmp_path / "copy" / "local").stat().st_size == size
     assert peak < 8 * bundle.CHUNK
+
+
+# Pieces
+
+
+def test_a_piece_of_a_file(fake: FakeGateway, gateway: HpcGateway) -> None:
+    (fake.home / "f").write_bytes(b"0123456789")
+    (fake.home / "empty").write_bytes(b"")
+    path = f"{fake.home}/f"
+    assert gateway.read_range(path, 0, 4) == b"0123"
+    assert gateway.read_range(path, 8, 4) == b"89"
+    assert gateway.read_range(path, 10, 4) == gateway.read_range(path, 99, 4) == gateway.read_range(path, 3, 0) == b""
+    assert gateway.read_range(f"{fake.home}/empty", 0, 4) == b""
+    with pytest.raises(FileError) as info:
+        gateway.read_range(f"{fake.home}/gone", 0, 4)
+    assert info.value.errno == "ENOENT"
+
+
+def test_a_piece_that_arrives_wrong_is_asked_for_again(fake: FakeGateway, gateway: HpcGateway) -> None:
+    (fake.home / "f").write_bytes(b"0123456789")
+    gateway.info()
+    fake.faults.append(altered(lambda body: b"x" + body[1:]))
+    assert gateway.read_range(f"{fake.home}/f", 0, 4) == b"0123"
+    assert len(fake.named("getDataset")) == 2
+
+
+def test_a_gateway_that_sends_whole_files_is_not_asked_for_pieces(fake: FakeGateway, gateway: HpcGateway) -> None:
+    (fake.home / "f").write_bytes(b"0123456789")
+    info = {**fake.getInfo(None), "extensions": ["query", "bundle", "digest"]}  # type: ignore[arg-type]
+    fake.faults.append(reply(json.dumps(info), content_type="application/json"))
+    with pytest.raises(NotSupported, match="ranges"):
+        gateway.read_range(f"{fake.home}/f", 0, 4)
+    assert fake.named("getDataset") == []
+
+
+def test_more_than_was_asked_for_is_not_read_to_the_end(fake: FakeGateway, gateway: HpcGateway) -> None:
+    (fake.home / "f").write_bytes(b"0123456789")
+    gateway.info()
+    fake.faults.append(reply(b"0123456789" * 1000))
+    with pytest.raises(IntegrityError, match="more than"):
+        gateway.read_range(f"{fake.home}/f", 0, 4)

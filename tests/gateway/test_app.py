@@ -119,6 +119,9 @@ def test_another_users_files_and_jobs_are_out_of_reach_of_query(served: ServedGa
         "jobids": [jobid],
         "jobid": jobid,
         "mode": 511,
+        "sources": [path],
+        "root_dir": home,
+        "format": "tar",
     }
     for operation in OPERATIONS.values():
         if operation.name == "jobs.active":
@@ -256,6 +259,36 @@ def test_operations_run_in_order_each_with_its_own_result(alice: Client) -> None
     assert len(alice.query(*operations, stop_on_error=True)) == 1
 
 
+def test_a_piece_of_a_file(alice: Client) -> None:
+    home_of(alice)
+    whole = bytes(range(256)) * 5000
+    url = "/api/v1/file/download/home"
+    alice.send("PUT", "/api/v1/file/upload/home", params={"filename": "f"}, data=whole)
+    alice.send("PUT", "/api/v1/file/upload/home", params={"filename": "empty"}, data=b"")
+
+    def piece(name: str = "f", **params: int) -> bytes:
+        answer = alice.send("GET", url, params={"filename": name, **params})
+        assert answer.status_code == 200, answer.text
+        assert int(answer.headers["Content-Length"]) == len(answer.content)
+        if "length" in params and params["length"] <= 1024 * 1024:
+            assert answer.headers["Repr-Digest"] == bundle.header_digest_of(answer.content)
+        return answer.content
+
+    assert piece() == whole
+    assert piece(offset=0, length=3) == whole[:3]
+    assert piece(offset=1000, length=300_000) == whole[1000:301_000]
+    assert piece(offset=1, length=1_200_000) == whole[1:1_200_001]
+    assert piece(offset=1_279_990) == whole[-10:]
+    assert piece(offset=1_279_990, length=100) == whole[-10:]
+    assert piece(length=2_000_000) == whole
+    for beyond in (1_280_000, 10**17):
+        assert piece(offset=beyond) == piece(offset=beyond, length=5) == b""
+    assert piece(length=0) == piece("empty") == piece("empty", offset=3, length=5) == b""
+    for wrong in ({"offset": -1}, {"length": "x"}):
+        assert alice.send("GET", url, params={"filename": "f", **wrong}).status_code == 400
+    assert alice.send("GET", url, params={"filename": ".", "length": 1}).json()["errno"] == "EISDIR"
+
+
 def test_a_page_in_a_users_folder_does_not_run_in_a_browser(alice: Client) -> None:
     home_of(alice)
     alice.send("PUT", "/api/v1/file/upload/home", params={"filename": "evil.html"}, data=b"<script>alert(1)</script>")
@@ -277,7 +310,9 @@ def test_a_folder_comes_and_goes_as_a_bundle(alice: Client) -> None:
     home_of(alice)
     entries = [(bundle.Entry("", "directory", 0o755), None), (bundle.Entry("empty", "directory", 0o700), None)]
     params = {"filename": "deep/er/tree", "bundle": "true", "parents": "true"}
-    answer = alice.send("PUT", "/api/v1/file/upload/home", params=params, data=b"".join(bundle.write(entries)))
+    answer = alice.send(
+        "PUT", "/api/v1/file/upload/home", params=params, data=b"".join(bundle.write(item for item in entries))
+    )
     assert answer.json()["entries"] == 2
     params = {"filename": "deep", "bundle": "true"}
     content = alice.send("GET", "/api/v1/file/download/home", params=params).content
@@ -306,6 +341,9 @@ def test_the_pages_for_people(served: ServedGateway) -> None:
         "into",
         "parents",
         "bundle",
+        "total",
+        "offset",
+        "restart",
     ]
 
 

@@ -15,6 +15,8 @@ from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import FileError, Forbidden, GatewayError, IntegrityError, InvalidRequest
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Root, Roots
+from aiida_marketplace_hpc.gateway.transfers import Transfers
+from aiida_marketplace_hpc.gateway.unfinished import Keep
 
 CANARY = b"nobody may read or change this"
 
@@ -118,8 +120,8 @@ def test_a_folder_travels_as_a_bundle_and_back(files: Files, home: Path) -> None
     (home / "from" / "nested" / ".hidden").write_bytes(b"x" * 1000)
     (home / "from" / "odd \n'\" näme").write_bytes(b"")
     (home / "from" / "link").symlink_to("nested/.hidden")
-    sent = b"".join(files.read_bundle(str(home / "from"), dereference=False))
-    files.write_bundle(str(home / "to"), io.BytesIO(sent).read)
+    sent = b"".join(Transfers(files, Keep()).send(str(home / "from"), dereference=False))
+    Transfers(files, Keep()).write_folder(str(home / "to"), io.BytesIO(sent).read)
     assert sorted(path.name for path in (home / "to").iterdir()) == ["empty", "link", "nested", "odd \n'\" näme"]
     assert os.readlink(home / "to" / "link") == "nested/.hidden"
     assert (home / "to" / "nested" / ".hidden").read_bytes() == b"x" * 1000
@@ -129,9 +131,9 @@ def test_a_folder_travels_as_a_bundle_and_back(files: Files, home: Path) -> None
 def test_a_truncated_bundle_leaves_no_partial_file(files: Files, home: Path) -> None:
     (home / "from").mkdir()
     (home / "from" / "a").write_bytes(b"a" * 5000)
-    sent = b"".join(files.read_bundle(str(home / "from")))
+    sent = b"".join(Transfers(files, Keep()).send(str(home / "from")))
     with pytest.raises(IntegrityError):
-        files.write_bundle(str(home / "to"), io.BytesIO(sent[: len(sent) // 2]).read)
+        Transfers(files, Keep()).write_folder(str(home / "to"), io.BytesIO(sent[: len(sent) // 2]).read)
     assert list((home / "to").iterdir()) == []
 
 
@@ -273,7 +275,7 @@ def every_operation(files: Files, path: str, home: Path) -> list:
     return [
         lambda: files.stat(path, follow=True),
         lambda: files.read(path),
-        lambda: files.read_bundle(path),
+        lambda: Transfers(files, Keep()).send(path),
         lambda: files.listing(path),
         lambda: write(files, path),
         lambda: files.chmod(path, 0o777),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def assert_untouched(bob: Path) -> None:
 def test_no_name_leads_out_on_any_file_route(attacker: Attacker, homes: tuple[Path, Path]) -> None:
     _, bob = homes
     entries = [(bundle.Entry("", "directory", 0o755), None)]
-    folder = b"".join(bundle.write(entries))
+    folder = b"".join(bundle.write(item for item in entries))
     for name in hostile_names(bob):
         for params in ({}, {"bundle": "true"}, {"bundle": "true", "dereference": "false"}):
             answer = attacker.send("GET", "/api/v1/file/download/home", params={"filename": name, **params})
@@ -157,7 +158,16 @@ def test_no_operation_leads_out(attacker: Attacker, homes: tuple[Path, Path]) ->
             own_link = name in ("to-canary", "up", "root")
             if own_link and operation.name in ("remove", "rename"):
                 continue
-            fields = {"path": path, "target": f"{alice}/stolen", "pattern": path, "mode": 0o777, "recursive": True}
+            fields = {
+                "path": path,
+                "target": f"{alice}/stolen",
+                "pattern": path,
+                "mode": 0o777,
+                "recursive": True,
+                "sources": [path],
+                "root_dir": "/" if name.startswith("/") else str(alice),
+                "format": "tar",
+            }
             fields |= switches
             allowed = {*operation.required, *operation.optional}
             result = attacker.query({"op": operation.name, **{key: fields[key] for key in fields if key in allowed}})
@@ -173,11 +183,19 @@ def test_no_operation_leads_out(attacker: Attacker, homes: tuple[Path, Path]) ->
             elif operation.name not in ("mkdir", "symlink"):
                 assert not result["ok"], (operation.name, name)
             if "target" in operation.required and operation.name != "symlink":
-                attacker.query({"op": operation.name, "path": f"{alice}/folder", "target": path})
+                own = {
+                    "path": f"{alice}/folder",
+                    "sources": [f"{alice}/folder"],
+                    "root_dir": str(alice),
+                    "format": "tar",
+                }
+                given = {key: own[key] for key in operation.required if key != "target"}
+                attacker.query({"op": operation.name, **given, "target": path})
             assert_untouched(bob)
             stolen = alice / "stolen"
             assert not stolen.exists() or stolen.is_symlink()
             (alice / "folder").mkdir(exist_ok=True)
+            shutil.rmtree(alice / "%2e%2e", ignore_errors=True)  # Her own, by an odd name.
 
 
 def test_a_link_that_leads_out_says_nothing_about_where(attacker: Attacker, homes: tuple[Path, Path]) -> None:

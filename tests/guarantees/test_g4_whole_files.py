@@ -19,6 +19,7 @@ from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
 
 SIZE = 3_000_000
+DAMAGED = 100_000
 
 
 def send_part_of_an_upload(served: ServedGateway, target: str, announced: int, sent: bytes) -> None:
@@ -94,14 +95,15 @@ def test_a_download_that_is_damaged_on_the_way_leaves_nothing(
             nonlocal position
             chunk: bytes = read(size)  # type: ignore[operator]
             begin, position = position, position + len(chunk)
-            if begin <= SIZE // 2 < position:
-                middle = SIZE // 2 - begin
+            # In its first part: so nothing of any attempt can be kept.
+            if begin <= DAMAGED < position:
+                middle = DAMAGED - begin
                 return (
                     chunk[:middle]
                     if damage == "cut"
                     else chunk[:middle] + bytes([chunk[middle] ^ 1]) + chunk[middle + 1 :]
                 )
-            return b"" if damage == "cut" and begin > SIZE // 2 else chunk
+            return b"" if damage == "cut" and begin > DAMAGED else chunk
 
         return original(self, broken)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sites import SYSTEM, Installation, Site
+from sites import SYSTEM, Installation, Site, publish_plugins
 
 from aiida_marketplace_hpc.testing.aiida_profile import AiidaProfile
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
@@ -14,9 +14,9 @@ from aiida_marketplace_hpc.testing.machine import Machine
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 
 
-@pytest.fixture(scope="module", params=["local", "slurm"])
+@pytest.fixture(scope="session", params=["local", "slurm"])
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    """A gateway of its own for each test module, on each backend, with the system's executables in a read-only root."""
+    """A gateway on each backend, with the system's executables in a read-only root; one after the other for all modules."""
     machine: Machine = request.getfixturevalue("cluster_machine")
     slurm: SlurmCluster | None = request.getfixturevalue("slurm_cluster") if request.param == "slurm" else None
     roots = {"scratch": f"{machine.scratch}/{{username}}", "system": f"{SYSTEM}:ro"}
@@ -25,14 +25,28 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield Site(gateway, slurm)
 
 
-@pytest.fixture(scope="module")
-def installation(site: Site, aiida_installations: Callable[..., AiidaProfile]) -> Iterator[Installation]:
+@pytest.fixture(scope="session")
+def installation(
+    site: Site, aiida_installations: Callable[..., AiidaProfile], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
     """With the ZeroMQ broker and a running daemon."""
-    with aiida_installations(import_path=[Path(__file__).parent]) as profile:
+    plugins = publish_plugins(tmp_path_factory.mktemp("plugins"))
+    with aiida_installations(import_path=[Path(__file__).parent, plugins]) as profile:
         installation = Installation(profile, site)
         installation.set_up()
         profile.start_daemon(env=installation.token)
         yield installation
+        installation.close()
+
+
+@pytest.fixture(scope="session")
+def localhost(installation: Installation) -> str:
+    """The label of the computer that is this machine with aiida-core's own transport; it has the code ``bash``, too."""
+    installation.run(
+        "where = {'computer': orm.load_computer('localhost'), 'filepath_executable': '/usr/bin/bash'}\n"
+        "print(json.dumps(orm.InstalledCode(label='bash', **where).store().pk))"
+    )
+    return "localhost"
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +56,4 @@ def installation_without_broker(site: Site, aiida_installations: Callable[..., A
         installation = Installation(profile, site)
         installation.set_up()
         yield installation
+        installation.close()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aiida_marketplace_hpc.testing.aiida_profile import AiidaProfile
+from aiida_marketplace_hpc.testing.aiida_session import AiidaSession
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 
@@ -17,12 +19,40 @@ SYSTEM = "/usr"
 """A read-only root: the system's executables."""
 
 
+PLUGINS = """\
+[aiida.parsers]
+test.files = file_plugins:FilesParser
+[aiida.calculations.monitors]
+test.too_hot = file_plugins:too_hot
+test.listing = file_plugins:listing
+"""
+
+
+def publish_plugins(folder: Path) -> Path:
+    """Make what AiiDA finds the plugins of ``file_plugins`` by, in a folder for the path of imports, and return it."""
+    metadata = folder / "file_plugins-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: file_plugins\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(PLUGINS)
+    return folder
+
+
 @dataclass
 class Site:
     """A gateway, and the Slurm behind it if there is one."""
 
     gateway: GatewayProcess
     slurm: SlurmCluster | None
+
+    @property
+    def home(self) -> str:
+        """The folder of the first user; like every path here it is on the cluster."""
+        return self.gateway.home.format(username="alice")
+
+    @property
+    def scratch(self) -> str:
+        """The other root that can be written."""
+        return self.gateway.roots["scratch"].format(username="alice")
 
     @property
     def work_dir(self) -> str:
@@ -37,6 +67,12 @@ class Site:
         assert len(rows) == 1
         return dict(zip(columns.split(","), rows[0].split("|"), strict=True))
 
+    def tree(self, path: str) -> dict[str, str | None]:
+        """What lies below a folder of the cluster, as ``contents`` of ``file_plugins`` says it."""
+        machine = self.gateway.machine
+        program = Path(__file__).with_name("contents.py").read_text()
+        return dict(json.loads(machine.run([sys.executable, "-I", "-c", program, path], check=True).stdout))
+
 
 @dataclass
 class Installation:
@@ -44,6 +80,7 @@ class Installation:
 
     profile: AiidaProfile
     site: Site
+    _sessions: list[AiidaSession] = field(default_factory=list)
 
     @property
     def token(self) -> dict[str, str]:
@@ -52,10 +89,16 @@ class Installation:
     def verdi(self, *args: str, **options: Any) -> str:
         return self.profile.verdi(*args, env=self.token, **options).stdout
 
-    def run(self, code: str, **options: Any) -> Any:
+    def run(self, code: str) -> Any:
         """Run Python in the installation and return what its last line printed, from JSON."""
-        done = self.profile.python(_PRELUDE + code, env=self.token, **options)
-        return json.loads(done.stdout.splitlines()[-1])
+        if not self._sessions:
+            self._sessions.append(AiidaSession(self.profile, env=self.token))
+        return json.loads(self._sessions[0].run(_PRELUDE + code).splitlines()[-1])
+
+    def close(self) -> None:
+        """End what was started for :meth:`run`."""
+        while self._sessions:
+            self._sessions.pop().close()
 
     def set_up(self) -> None:
         """Make the computer from the examples, word for word but for where things are, and the code on it."""
@@ -68,6 +111,7 @@ class Installation:
         self.verdi(
             "code", "create", "core.code.installed", "-n", "--default-calc-job-plugin", "core.arithmetic.add", *code
         )
+        self.run(f"print(json.dumps(orm.load_computer({LABEL!r}).set_minimum_job_poll_interval(0.2)))")
 
 
 _PRELUDE = """\
@@ -75,6 +119,8 @@ import json
 import time
 from aiida import orm
 from aiida.engine import run_get_node, submit
+from contents import contents
+from file_plugins import FilesJob, finished, folder, folders, report, repository, start, wait
 from gateway_workflows import ArithmeticAdd, ShellJob, TwoSteps
 
 code = orm.load_code("bash@cluster")

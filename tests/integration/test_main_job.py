@@ -214,6 +214,14 @@ def test_no_token_is_left_anywhere(installation: Installation, site: Site) -> No
     token = site.gateway.token.encode()
     places = [path for path in installation.profile.path.rglob("*") if path.is_file()]
     assert len(places) > 10
-    assert [path for path in places if token in path.read_bytes()] == []
+    assert [path for path in places if token in content(path)] == []
     assert token.decode() not in site.gateway.log
     assert token.decode() not in str(site.gateway.requests())
+
+
+def content(path: Path) -> bytes:
+    """What is in a file, of a database's journal above all: it is there one moment and gone the next."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""

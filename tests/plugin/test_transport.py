@@ -145,13 +145,6 @@ def test_the_content_of_a_folder_goes_right_into_a_root(transport: MarketplaceHp
     assert transport.get_mode(home) == before
 
 
-def test_archives_are_refused_with_what_to_do_instead(transport: MarketplaceHpcTransport, work: str) -> None:
-    with pytest.raises(NotImplementedError, match="mode `copy`"):
-        transport.compress("tar", work, f"{work}.tar", "/")
-    with pytest.raises(NotImplementedError, match="calculation job"):
-        asyncio.run(transport.extract_async(f"{work}.tar", work))
-
-
 def test_a_read_only_root_can_be_looked_at_and_copied_from(
     transport: MarketplaceHpcTransport, work: str, tmp_path: Path
 ) -> None:
@@ -310,8 +303,12 @@ def test_the_blocking_form_on_the_loop_lets_others_run(transport: MarketplaceHpc
 
 
 def test_no_shell_says_what_to_use_instead(transport: MarketplaceHpcTransport) -> None:
-    with pytest.raises(NotImplementedError, match="jobs, not commands"):
-        transport.exec_command_wait("ls")
+    with pytest.raises(NotImplementedError, match="jobs, not commands") as refused:
+        transport.exec_command_wait('which "date"')
+    assert 'which "date"' in str(refused.value)
+    assert "launch_shell_job(..., resolve_command=False)" in str(refused.value)
+    with pytest.raises(NotImplementedError, match="'ls'"):
+        asyncio.run(transport.exec_command_wait_async(command="ls"))
 
 
 def test_a_gateway_that_is_not_there_is_no_os_error(monkeypatch: pytest.MonkeyPatch) -> None:

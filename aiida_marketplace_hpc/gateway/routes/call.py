@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,20 @@ class Stream:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Answer = dict[str, Any] | Stream
+@dataclass(frozen=True)
+class Later:
+    """An answer that another thread still works on; nobody's thread waits for it.
+
+    :param future: gives it.
+    :param patience: seconds after which ``meanwhile`` is answered instead; ``None``: never.
+    """
+
+    future: Future[dict[str, Any]]
+    meanwhile: Callable[[], dict[str, Any]]
+    patience: float | None = None
+
+
+Answer = dict[str, Any] | Stream | Later
 
 
 @dataclass(frozen=True)

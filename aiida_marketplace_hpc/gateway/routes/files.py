@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import grp
+import io
 import mimetypes
+import os
 import pwd
 import stat
 from collections.abc import Generator
@@ -16,6 +18,10 @@ from urllib.parse import quote
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import InvalidRequest, NotFound
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Stream
+from aiida_marketplace_hpc.gateway.transfers import Position
+from aiida_marketplace_hpc.protocol import DIGEST_HEADER
+
+_PIECE = 4 * bundle.CHUNK  # Bytes of a piece that is read at once, so that its digest can go before it.
 
 
 def upload(call: Call) -> Answer:
@@ -29,8 +35,24 @@ def upload(call: Call) -> Answer:
         "into": given.get("into"),
         "parents": given.get("parents", False),
     }
-    if given.get("bundle"):
-        written = call.caller.files.write_bundle(path, body.read, **options)
+    transfers = call.caller.transfers
+    if "total" in given:
+        if "digest" not in given:
+            raise InvalidRequest("an upload in parts needs the digest of the whole file")
+        written = transfers.write_parts(
+            path,
+            body.read,
+            total=given["total"],
+            digest=given["digest"],
+            offset=given.get("offset"),
+            restart=given.get("restart", False),
+            mode=given.get("mode"),
+            **options,
+        )
+        if not written["complete"]:
+            return {"message": "The file is not complete.", **written}
+    elif given.get("bundle"):
+        written = transfers.write_folder(path, body.read, **options)
     else:
         written = call.caller.files.write(
             path, body.read, digest=given.get("digest"), mode=given.get("mode"), **options
@@ -39,12 +61,21 @@ def upload(call: Call) -> Answer:
 
 
 def download(call: Call) -> Answer:
-    """Send a file, or with ``bundle`` a file or a folder with digests."""
+    """Send a file or a piece of it, or with ``bundle`` a file or a folder with digests."""
     given, files = call.parameters, call.caller.files
     path = _path(call, given["filename"])
     if given.get("bundle"):
-        return Stream(files.read_bundle(path, dereference=given.get("dereference", True)), bundle.MEDIA_TYPE)
-    content, attributes = files.read(path)
+        position = None
+        if "after" in given or "offset" in given:
+            position = Position(given.get("after", ""), given.get("offset"))
+        content = call.caller.transfers.send(
+            path, dereference=given.get("dereference", True), position=position, limit=given.get("length")
+        )
+        return Stream(content, bundle.MEDIA_TYPE)
+    file, attributes = files.read(path)
+    # Not to the end of the file but of what was announced: it may grow meanwhile.
+    offset = min(given.get("offset", 0), attributes.st_size)
+    size = min(attributes.st_size - offset, given.get("length", attributes.st_size))
     name = PurePosixPath(path).name
     kind, encoding = mimetypes.guess_type(name)
     if kind in ("text/plain", "text/x-sh", "application/x-sh") and not encoding:
@@ -56,12 +87,19 @@ def download(call: Call) -> Answer:
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, errors='surrogateescape')}",
         "Cache-Control": "no-cache",
     }
-    return Stream(_chunks(content), media_type, attributes.st_size, headers)
+    if "length" in given and size <= _PIECE:
+        with file:
+            piece = os.pread(file.fileno(), size, offset)
+        headers[DIGEST_HEADER] = bundle.header_digest_of(piece)
+        return Stream(_chunks(io.BytesIO(piece), len(piece)), media_type, len(piece), headers)
+    file.seek(offset)
+    return Stream(_chunks(file, size), media_type, size, headers)
 
 
-def _chunks(content: BinaryIO) -> Generator[bytes, None, None]:
+def _chunks(content: BinaryIO, size: int) -> Generator[bytes, None, None]:
     with content:
-        while chunk := content.read(bundle.CHUNK):
+        while size and (chunk := content.read(min(bundle.CHUNK, size))):
+            size -= len(chunk)
             yield chunk
 
 

@@ -2,34 +2,100 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, TooLarge
-from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
+from aiida_marketplace_hpc.gateway import archives
+from aiida_marketplace_hpc.gateway.operations import Running
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, Later
 from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATIONS
 
 Fields = Mapping[str, Any]
 _MAX_WAIT = 10.0
+_MAX_SECONDS = 1e9
+_KEY = re.compile(r"[A-Za-z0-9]{16,64}")
 
 
 def query(call: Call) -> Answer:
-    """Carry out the operations in order; with ``stop_on_error`` the list of results ends at the first error."""
-    operations = call.json.get("operations")
+    """Carry out the operations in order; with ``stop_on_error`` the list of results ends at the first error.
+
+    With a ``key`` the answer does not let wait: it is ``pending`` while the list is under way, to be asked for with the key
+    alone. The same list with the same key is carried out once.
+    """
+    body, lists = call.json, call.gateway.operations
+    key = _key(body)
+    if key is not None and "operations" not in body:
+        return _ask_again(call, key)
+    operations = body.get("operations")
     if not isinstance(operations, list):
         raise InvalidRequest('a query is {"operations": [{"op": …}, …]}')
     if len(operations) > MAX_OPERATIONS:
         raise TooLarge(f"a query has at most {MAX_OPERATIONS} operations, not {len(operations)}")
+    stop_on_error = bool(body.get("stop_on_error"))
+    running = lists.start(
+        call.caller.user.id,
+        key,
+        lambda running: _carry_out(call, running, operations, stop_on_error),
+        mark=_mark(operations, stop_on_error) if key is not None else "",
+        repeatable=all(_is_repeatable(fields) for fields in operations),
+        again=_seconds(body, "again"),
+    )
+    return Later(running.future, running.meanwhile, None if key is None else lists.patience)
+
+
+def _ask_again(call: Call, key: str) -> Answer:
+    lists = call.gateway.operations
+    running = lists.find(call.caller.user.id, key)
+    if running is None:
+        return {"unknown": {"key": key}}
+    if call.json.get("stop"):
+        running.stop("the client gave up waiting: this was not carried out to its end")
+    wait = _seconds(call.json, "wait")
+    return Later(running.future, running.meanwhile, lists.patience if wait is None else min(wait, lists.patience))
+
+
+def _carry_out(call: Call, running: Running, operations: list[Any], stop_on_error: bool) -> dict[str, Any]:
+    watched = replace(call, identified=call.caller.watched(running.advance))
     results: list[dict[str, Any]] = []
     for fields in operations:
         try:
-            results.append({"ok": True, "result": _run(call, fields)})
+            running.advance(1)
+            results.append({"ok": True, "result": _run(watched, fields)})
         except GatewayError as exc:
             results.append({"ok": False, "error": exc.to_wire()})
-            if call.json.get("stop_on_error"):
+            if stop_on_error:
                 break
     return {"results": results}
+
+
+def _key(body: Fields) -> str | None:
+    key = body.get("key")
+    if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):
+        raise InvalidRequest("a key is a random text of 16 to 64 letters and digits")
+    return key
+
+
+def _seconds(body: Fields, name: str) -> float | None:
+    value = body.get(name)
+    if value is not None and not (isinstance(value, int | float) and 0 <= value < _MAX_SECONDS):
+        raise InvalidRequest(f"{name} is a number of seconds, not {value!r}")
+    return value
+
+
+def _mark(operations: list[Any], stop_on_error: bool) -> str:
+    content = json.dumps([operations, stop_on_error], sort_keys=True)
+    return hashlib.sha256(content.encode("ascii")).hexdigest()
+
+
+def _is_repeatable(fields: Any) -> bool:
+    operation = OPERATIONS.get(str(fields.get("op"))) if isinstance(fields, dict) else None
+    return operation is None or operation.repeatable
 
 
 def _run(call: Call, fields: Any) -> Any:
@@ -92,6 +158,14 @@ def _realpath(call: Call, fields: Fields) -> Any:
     return {"path": call.caller.files.realpath(_text(fields, "path"))}
 
 
+def _checksum(call: Call, fields: Fields) -> Any:
+    return call.caller.files.checksum(_text(fields, "path"))
+
+
+def _usage(call: Call, fields: Fields) -> Any:
+    return asdict(call.caller.files.usage(_text(fields, "path")))
+
+
 def _mkdir(call: Call, fields: Fields) -> Any:
     call.caller.files.mkdir(
         _text(fields, "path"),
@@ -138,6 +212,30 @@ def _remove(call: Call, fields: Fields) -> Any:
     return {}
 
 
+def _compress(call: Call, fields: Fields) -> Any:
+    sources = fields["sources"]
+    if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
+        raise InvalidRequest("sources is a list of paths")
+    return archives.compress(
+        call.caller.files,
+        sources,
+        _text(fields, "target"),
+        _text(fields, "root_dir"),
+        format=_text(fields, "format"),
+        overwrite=_flag(fields, "overwrite", True),
+        dereference=_flag(fields, "dereference"),
+    )
+
+
+def _extract(call: Call, fields: Fields) -> Any:
+    return archives.extract(
+        call.caller.files,
+        _text(fields, "path"),
+        _text(fields, "target"),
+        strip_components=_number(fields, "strip_components"),
+    )
+
+
 def _jobs_states(call: Call, fields: Fields) -> Any:
     jobids = fields["jobids"]
     if not isinstance(jobids, list) or not all(isinstance(jobid, str) for jobid in jobids):
@@ -167,12 +265,16 @@ RUN: dict[str, Callable[[Call, Fields], Any]] = {
     "list": _list,
     "glob": _glob,
     "realpath": _realpath,
+    "checksum": _checksum,
+    "usage": _usage,
     "mkdir": _mkdir,
     "rename": _rename,
     "copy": _copy,
     "symlink": _symlink,
     "chmod": _chmod,
     "remove": _remove,
+    "compress": _compress,
+    "extract": _extract,
     "jobs.states": _jobs_states,
     "jobs.show": _jobs_show,
     "jobs.active": _jobs_active,
