@@ -68,7 +68,8 @@ requests.
   verifies a digest at both ends and flushes each uploaded file to the disk before that gets its name; none of the others
   does either.
 - *curl and nginx*: PUT by nginx's dav module, GET with sendfile; then `sha256sum` of the result where it has arrived, or
-  also of the original. The digest is in their time because a transfer that nobody has verified is not the same work.
+  also of the original. The digest is in their time because a transfer that nobody has verified is not the same work; what
+  curl alone takes stands beside it. (Debian's `sha256sum` makes no use of the processor's instructions for it, Python's does.)
 - *core.ssh_async* is aiida-core's transport with its backend asyncssh, in the same process around it as ours, with
   OpenSSH's sshd. Both transports are open before the clock starts; both use their own `max_io_allowed`, which is 8.
 - *Calculations*: one AiiDA profile (SQLite, ZeroMQ broker), both computers with the same settings: a poll each second, no

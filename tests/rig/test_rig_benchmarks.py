@@ -32,8 +32,8 @@ def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [line for line in written.read_text().splitlines() if line.startswith("|")]
     for work, rows in (
-        ("one file of 1 MiB up", 6),
-        ("one file of 1 MiB down", 6),
+        ("one file of 1 MiB up", 8),
+        ("one file of 1 MiB down", 8),
         ("20 files of 1 KiB as a tree up", 2),
         ("20 files of 1 KiB as a tree down", 2),
         ("20 files of 1 KiB one by one up", 2),
