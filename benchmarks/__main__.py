@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -37,6 +38,9 @@ def main() -> int:
     pace = Pace(1) if given.quick else Pace(given.rounds, given.patience)
     size, count = (MIB, 20) if given.quick else (given.size * MIB, 1000)
     load = Load(3, 2, 2) if given.quick else Load()
+    # Also where it runs in the background or is told to end otherwise: everything that was started is ended.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     results, before, whole = Results(), os.getloadavg(), True
 
     def say(line: str) -> None:

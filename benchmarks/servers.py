@@ -109,25 +109,11 @@ MaxSessions 100
 MaxStartups 100
 Subsystem sftp internal-sftp
 """)
-    with _privilege_separation():
-        command = [binary, "-D", "-f", str(configuration), "-E", f"{state}/log"]
-        with _running(machine, command, port, state / "log"):
-            yield port
-
-
-@contextlib.contextmanager
-def _privilege_separation() -> Iterator[None]:
-    """The folder that sshd wants where it runs as root; Debian makes it when the service starts."""
-    folder = Path("/run/sshd")
-    if os.geteuid() != 0 or folder.exists():
-        yield
-        return
-    folder.mkdir(mode=0o755)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    if os.geteuid() == 0:
+        # What sshd wants where it runs as root; Debian makes it when the service starts. It stays: another sshd may use it.
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    with _running(machine, [binary, "-D", "-f", str(configuration), "-E", f"{state}/log"], port, state / "log"):
+        yield port
 
 
 def ssh_host(home: Path, server: int, name: str, port: int) -> None:
