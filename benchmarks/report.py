@@ -56,9 +56,8 @@ on {_machine()}; load averages before the run: {", ".join(f"{value:.2f}" for val
 ## Requests
 
 Where several calculations run at once, the requests of all of them together, with all polls; for a single one, the polls
-that came before its end stand apart. For comparison: for one calculation with 50
-inputs and 20 retrieved files aiida-firecrest 1.0.0 sends 247 HTTP requests, `core.ssh_async` with `core.slurm` 495 SFTP
-requests. The aim is one request for each file and ten more, AiiDA's own files included: the script, the folder `.aiida`, and
+that came before its end stand apart. For comparison: for one calculation with 50 inputs and 20 retrieved files
+aiida-firecrest 1.0.0 sends 247 HTTP requests, `core.ssh_async` with `core.slurm` 495 SFTP requests. The aim is one request for each file and ten more, AiiDA's own files included: the script, the folder `.aiida`, and
 standard output and error.
 
 {counts}
@@ -66,8 +65,8 @@ standard output and error.
 ## How it is measured
 
 - *Ours* is the transport `marketplace_hpc` in a process of its own, with a gateway in another one (backend `local`). It
-  verifies a digest at both ends and flushes each uploaded file to the disk before that gets its name; none of the others
-  does either.
+  verifies a digest and flushes each uploaded file to the disk before that gets its name; none of the others does so by
+  itself.
 - *curl and nginx*: PUT by nginx's dav module, GET with sendfile; then `sha256sum` of the result where it has arrived, or
   also of the original. The digest is in their time because a transfer that nobody has verified is not the same work; what
   curl alone takes stands beside it. (Debian's `sha256sum` makes no use of the processor's instructions for it, Python's does.)
