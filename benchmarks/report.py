@@ -57,8 +57,8 @@ on {_machine()}; load averages before the run: {", ".join(f"{value:.2f}" for val
 
 Where several calculations run at once, the requests of all of them together, with all polls; for a single one, the polls
 that came before its end stand apart. For comparison: for one calculation with 50 inputs and 20 retrieved files
-aiida-firecrest 1.0.0 sends 247 HTTP requests, `core.ssh_async` with `core.slurm` 495 SFTP requests. The aim is one request for each file and ten more, AiiDA's own files included: the script, the folder `.aiida`, and
-standard output and error.
+aiida-firecrest 1.0.0 sends 247 HTTP requests, `core.ssh_async` with `core.slurm` 495 SFTP requests. The aim is one request
+for each file and ten more, AiiDA's own files included: the script, the folder `.aiida`, standard output, standard error.
 
 {counts}
 
