@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 from requests.auth import AuthBase
+from requests.cookies import extract_cookies_to_jar
 
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.client import retry as retry_module
@@ -125,10 +126,41 @@ class _Guarded:
             self._running.pop().close()
 
 
+class _Session(requests.Session):
+    """A session for many small requests to one place.
+
+    ``Session.request`` looks through the environment for proxies and certificates, and through a jar of cookies, for each
+    request anew, which takes longer than anything else.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers["User-Agent"] = f"aiida-marketplace-hpc/{__version__}"
+        self.mount("http://", WatchedAdapter())
+        self.mount("https://", WatchedAdapter())
+        self._settings: dict[str, Any] = {}
+
+    def exchange(
+        self, method: str, url: str, body: Any, headers: Mapping[str, str], auth: AuthBase, timeout: tuple[float, float]
+    ) -> requests.Response:
+        """Send one request and give the answer, of which only the head was read. A redirect is not followed: the token would
+        go to wherever it points."""
+        request = requests.PreparedRequest()
+        cookies = self.cookies if len(self.cookies) else None
+        request.prepare(method, url, {**self.headers, **headers}, data=body, auth=auth, cookies=cookies)
+        host = urlsplit(url).netloc
+        if host not in self._settings:
+            self._settings[host] = self.merge_environment_settings(url, {}, True, None, None)
+        response = self.get_adapter(url).send(request, timeout=timeout, **self._settings[host])
+        if "Set-Cookie" in response.headers:  # Some load balancers tell by them which server was ours.
+            extract_cookies_to_jar(self.cookies, request, response.raw)  # type: ignore[no-untyped-call]
+        return response
+
+
 class _Pools(threading.local):
     """The connections of one thread."""
 
-    session: requests.Session | None = None
+    session: _Session | None = None
     used: float = 0.0
 
 
@@ -248,16 +280,14 @@ class GatewaySession:
         with exchange.under_way(), closing(body) if isinstance(body, _Guarded) else nullcontext():
             try:
                 patience = exchange.patience()
-                response = self._session(request.repeatable).request(
+                session = self._session(request.repeatable)
+                response = session.exchange(
                     request.target.method,
                     request.target.full_url,
-                    data=body,
-                    headers=headers,
-                    auth=_Bearer(token),
-                    timeout=(min(timeouts.connect, patience), patience),
-                    stream=True,
-                    # Followed, a redirect would carry the token to wherever it points.
-                    allow_redirects=False,
+                    body,
+                    headers,
+                    _Bearer(token),
+                    (min(timeouts.connect, patience), patience),
                 )
             except _BodyFailed as exc:
                 raise exc.__cause__ or exc from None
@@ -274,13 +304,10 @@ class GatewaySession:
                 finally:
                     self._pools.used = self._clock()
 
-    def _session(self, repeatable: bool) -> requests.Session:
+    def _session(self, repeatable: bool) -> _Session:
         pools = self._pools
         if pools.session is None:
-            session = requests.Session()
-            session.headers["User-Agent"] = f"aiida-marketplace-hpc/{__version__}"
-            session.mount("http://", WatchedAdapter())
-            session.mount("https://", WatchedAdapter())
+            session = _Session()
             pools.session = session
             with self._open_lock:
                 self._open.add(session)

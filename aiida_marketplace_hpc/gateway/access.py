@@ -33,7 +33,7 @@ _SECURITY_HEADERS = {
 class AccessLog:
     """One JSON object a line for each request: when, its id, method, path, query, capability, status, seconds, user.
 
-    :param path: the file to append to; without it lines go to the program's log only.
+    :param path: the file to append to; without it lines go to the program's log.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -48,13 +48,14 @@ class AccessLog:
     def write(self, line: dict[str, Any]) -> None:
         """Write one request's line."""
         text = json.dumps(line)
-        logger.info("%s", text)
         with self._lock:
-            if self._file is not None:
-                try:
-                    self._file.write(text + "\n")
-                except OSError as exc:  # A full disk must not keep requests from being answered.
-                    logger.error("the access log cannot be written: %s", exc.strerror)
+            if self._file is None:
+                logger.info("%s", text)
+                return
+            try:
+                self._file.write(text + "\n")
+            except OSError as exc:  # A full disk must not keep requests from being answered.
+                logger.error("the access log cannot be written: %s", exc.strerror)
 
     def close(self) -> None:
         """Close the file."""

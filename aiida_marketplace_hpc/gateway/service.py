@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _RECONCILE_INTERVAL = 2.0
 _SWEEP_INTERVAL = 600.0
+_CALLER_AGE = 10.0
+_MAX_CALLERS = 1000
 _POLL_INTERVAL = {"local": 0.5, "slurm": 2.0}
 """Seconds; with Slurm one ``squeue`` (and, when a job ends, one ``sacct``) in that time, whatever the number of users."""
 
@@ -69,6 +71,8 @@ class Gateway:
         self.jobs = Jobs(self.ledger, self.backend, self.watch, self.files_of, machine=settings.machine_name)
         self.operations = Operations()
         self.authenticator: Authenticator = DevelopmentTokens(settings.dev_token)
+        self._callers: dict[str, tuple[float, Caller]] = {}
+        self._callers_lock = threading.Lock()
         self._stopping = threading.Event()
         self._reconciler = threading.Thread(target=self._reconcile, name="reconcile", daemon=True)
 
@@ -88,13 +92,23 @@ class Gateway:
         self.ledger.close()
 
     def caller(self, token: str) -> Caller:
-        """Whose token it is; a new user is registered.
+        """Whose token it is; a new user is registered. What it says is kept for :data:`_CALLER_AGE` seconds.
 
         :raises Unauthorized: if it is nobody's.
         """
         user = self.ledger.user_of(self.authenticator.identify(token))
         files = self.files_of(user)
-        return Caller(user, files, Transfers(files, self.keep))
+        caller = Caller(user, files, Transfers(files, self.keep))
+        with self._callers_lock:
+            if len(self._callers) >= _MAX_CALLERS:
+                self._callers.clear()
+            self._callers[token] = time.monotonic() + _CALLER_AGE, caller
+        return caller
+
+    def known_caller(self, token: str) -> Caller | None:
+        """The answer of :meth:`caller` if it was given a moment ago; takes no time."""
+        until, caller = self._callers.get(token, (0.0, None))
+        return caller if time.monotonic() < until else None
 
     def files_of(self, user: User) -> Files:
         """What a user can do with files."""

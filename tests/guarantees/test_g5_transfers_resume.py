@@ -18,7 +18,7 @@ from aiida_marketplace_hpc.client.gateway import HpcGateway
 from aiida_marketplace_hpc.client.retry import RetryPolicy
 from aiida_marketplace_hpc.client.session import Timeouts
 from aiida_marketplace_hpc.errors import MarketplaceHpcError
-from aiida_marketplace_hpc.gateway import app
+from aiida_marketplace_hpc.gateway import streams
 from aiida_marketplace_hpc.gateway.roots import PRIVATE
 from aiida_marketplace_hpc.testing.faults import (
     CutAnswer,
@@ -52,7 +52,7 @@ def proxy(served: ServedGateway) -> Iterator[FaultyProxy]:
 def _setting(served: ServedGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # So that nobody waits here as long as in earnest.
-    monkeypatch.setattr(app, "STALLED", 1.0)
+    monkeypatch.setattr(streams, "STALLED", 1.0)
     served.gateway.keep = replace(served.gateway.keep, patience=1.0)
 
 
