@@ -262,7 +262,7 @@ class _Root:
 
     def write(self, entry: Entry, chunks: Iterator[bytes], progress: Progress | None) -> None:
         # A single file goes where its name leads, as with any program; below a folder no link is followed.
-        path = self._place(entry.path) if entry.path else Path(os.path.realpath(self.path))
+        path = self._goal(entry)
         temporary = _temporary(path)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
@@ -280,9 +280,18 @@ class _Root:
             temporary.unlink(missing_ok=True)
             raise
 
+    def _goal(self, entry: Entry) -> Path:
+        """Where a file goes; the root itself, which is the caller's choice, where a link leads."""
+        if entry.path:
+            return self._place(entry.path)
+        goal = Path(os.path.realpath(self.path))
+        if goal.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(self.path))
+        return goal
+
     def begin(self, entry: Entry, source: str | None) -> _Incoming:
         """Open a file that comes in parts."""
-        path = self._place(entry.path)
+        path = self._goal(entry)
         mode = entry.mode & _PERMISSIONS if self.type == "directory" else _mode_of(path)
         found = None
         if source is not None and entry.size >= KEEP_FROM:

@@ -124,5 +124,11 @@ def test_a_single_download_goes_where_a_local_link_leads(ours: Side) -> None:
 
 
 def test_loops_are_an_os_error(ours: Side) -> None:
+    (ours.local / "circle").symlink_to("circle")
+    (ours.remote / "large").write_bytes(bytes(300_000))
+    for name in ("f", "large"):
+        with pytest.raises(OSError):
+            ours.transport.get(ours.remote / name, ours.local / "circle")
+        assert (ours.local / "circle").is_symlink()
     with pytest.raises(OSError):
         ours.transport.listdir_withattributes(f"{ours.remote}/loop")
