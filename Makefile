@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-services check format docs clean
+.PHONY: help demo test test-services check format bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make test           the tests (10 minutes at most)"
 	@echo "make test-services  the tests that need further installed services"
 	@echo "make check          format, lint, types"
+	@echo "make bench          how fast it is beside curl and AiiDA's SSH transport, in docs/benchmarks.md (an hour)"
 	@echo "make docs           the documentation, in docs/_build/html"
 
 $(BIN)/python:
@@ -46,6 +47,9 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks $(BENCH)
 
 docs: $(VENV)/.dev
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

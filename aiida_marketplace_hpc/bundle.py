@@ -22,7 +22,8 @@ that are not UTF-8 travel as surrogate escapes (PEP 383).
 A file may come as *parts*, entries with ``offset`` and ``length``, in order and without gaps: what was verified before a
 bundle broke off is kept, and the next bundle goes on from there. ``version`` changes when the file does, so that parts of
 two states of a file are never put together. A bundle that ends before everything was said has ``"more": true`` in its last
-line. Parts begin at multiples of :data:`PART`.
+line. Parts begin at multiples of :data:`PART`. What goes wrong when a bundle is under way already, such as a file in a folder
+that may not be read, is its last line instead: ``{"error": {…}}``, as an answer would have it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal
 
-from aiida_marketplace_hpc.errors import IntegrityError
+from aiida_marketplace_hpc.errors import GatewayError, IntegrityError, from_wire
 
 MAGIC = b"marketplace-hpc-bundle/1\n"
 MEDIA_TYPE = "application/x-marketplace-hpc-bundle"
@@ -125,7 +126,15 @@ def write(
     count = written = 0
     more = False
     with closing(entries) if isinstance(entries, Generator) else nullcontext():
-        for entry, content in entries:
+        listed = iter(entries)
+        while True:
+            try:
+                entry, content = next(listed)
+            except StopIteration:
+                break
+            except GatewayError as exc:
+                yield json.dumps({"error": exc.to_wire()}).encode("ascii") + b"\n"
+                return
             if limit is not None and written >= limit:
                 more = True
                 break
@@ -178,6 +187,7 @@ class Reader:
     :param read: called with a number of bytes, returns at most so many, ``b""`` at the end of the stream.
     :param running: the digest of what came before; the lines then have the digest of everything up to them.
     :raises IntegrityError: (while iterating) for a wrong digest, a wrong count, anything malformed, or a missing end.
+    :raises GatewayError: (while iterating) what went wrong on the other side.
     """
 
     def __init__(self, read: Callable[[int], bytes], *, running: hashlib._Hash | None = None) -> None:
@@ -193,6 +203,8 @@ class Reader:
         count = 0
         while True:
             fields = self._json()
+            if "error" in fields:
+                raise from_wire(0, fields["error"])
             if "end" in fields:
                 if fields["end"] != count:
                     raise IntegrityError(f"the bundle ends after {count} entries but announces {fields['end']}")

@@ -51,7 +51,10 @@ class AccessLog:
         logger.info("%s", text)
         with self._lock:
             if self._file is not None:
-                self._file.write(text + "\n")
+                try:
+                    self._file.write(text + "\n")
+                except OSError as exc:  # A full disk must not keep requests from being answered.
+                    logger.error("the access log cannot be written: %s", exc.strerror)
 
     def close(self) -> None:
         """Close the file."""

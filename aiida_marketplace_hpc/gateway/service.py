@@ -26,7 +26,7 @@ from aiida_marketplace_hpc.gateway.watch import Watch
 logger = logging.getLogger(__name__)
 
 _RECONCILE_INTERVAL = 2.0
-_SWEEP_INTERVAL = 3600.0
+_SWEEP_INTERVAL = 600.0
 _POLL_INTERVAL = {"local": 0.5, "slurm": 2.0}
 """Seconds; with Slurm one ``squeue`` (and, when a job ends, one ``sacct``) in that time, whatever the number of users."""
 
@@ -103,7 +103,7 @@ class Gateway:
         )
 
     def sweep(self) -> None:
-        """Remove what is kept of uploads that broke off too long ago; the background does so every hour."""
+        """Remove what is kept of uploads that broke off too long ago; the background does so every ten minutes."""
         for user in self.ledger.users():
             for root in self.files_of(user).roots:
                 if not root.read_only:

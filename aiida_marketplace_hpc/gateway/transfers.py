@@ -156,8 +156,7 @@ class Transfers:
     ) -> Generator[bytes, None, None]:
         """Open a file or folder for reading as a bundle.
 
-        Errors of the path itself, and of what is in a folder (a link to nothing, a pipe), are raised here, not when the first
-        chunk is taken.
+        Errors of the path itself are raised here, not when the first chunk is taken.
 
         :param position: go on from there.
         :param limit: bytes of content after which the bundle ends and says that there is more.
@@ -170,10 +169,6 @@ class Transfers:
                 next(chunks)
                 return chunks
             top = place.path
-        if position is None:
-            # Once through it beforehand: when the answer is under way, it is too late to say what is wrong.
-            for _ in self._walk(top, dereference, None):
-                pass
         return bundled(self._walk(top, dereference, position), limit=limit)
 
     def _walk(self, top: str, dereference: bool, position: Position | None) -> Generator[Item, None, None]:

@@ -42,13 +42,14 @@ class Keep:
     """How long and how much is kept.
 
     :param unfinished: seconds after the last byte of an unfinished upload.
-    :param complete: seconds for which a completed content can be copied instead of sent again.
+    :param complete: seconds for which a completed content can be copied instead of sent again: as long as AiiDA repeats an
+        upload by itself, 20 + 40 + 80 + 160 s and what the attempts take.
     :param size: bytes in one root, of unfinished uploads and of completed ones whose file was removed; the oldest go first.
     :param patience: seconds that one request may spend on waiting, checking or copying.
     """
 
     unfinished: float = 3 * 86400.0
-    complete: float = 3600.0
+    complete: float = 900.0
     size: int = 100 * 1024**3
     patience: float = 5.0
 

@@ -360,3 +360,11 @@ def test_the_access_log_has_a_line_for_each_request_and_no_token(served: ServedG
     assert lines[0]["request_id"] == "from-the-client"
     assert lines[1]["request_id"] != "bad id"
     assert "token-of" not in json.dumps(lines)
+
+
+def test_an_access_log_on_a_full_disk_keeps_nobody_from_being_answered(tmp_path: Path, backend: FakeBackend) -> None:
+    with ServedGateway(tmp_path, backend) as served:
+        served.access_log.unlink()
+        served.access_log.symlink_to("/dev/full")
+    with ServedGateway(tmp_path, backend) as served:
+        assert Client(served, ALICE).send("GET", "/api/v1/info").status_code == 200

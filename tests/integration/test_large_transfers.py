@@ -62,6 +62,7 @@ def installation(
         installation.verdi(*configure, "--url", proxy.url, "--max-io-allowed", "8")
         profile.start_daemon(env=installation.token)
         yield installation
+        installation.close()
 
 
 @pytest.fixture
@@ -75,6 +76,15 @@ def submit(installation: Installation, seeds: list[int], fetch: bool, size: int 
     code = SUBMIT.replace("SEEDS", repr(seeds)).replace("FETCH", repr(fetch)).replace("SIZE", str(size))
     pks: list[int] = installation.run(code)
     return pks
+
+
+@pytest.fixture(autouse=True)
+def _room(installation: Installation) -> Iterator[None]:
+    """The cluster's disk lies in memory."""
+    yield
+    installation.verdi("calcjob", "cleanworkdir", "--force", "--past-days", "1")
+    home = installation.site.gateway.home.replace("{username}", "alice")
+    installation.site.gateway.machine.run(["rm", "-rf", f"{home}/.marketplace-hpc/unfinished"])
 
 
 def digest(seed: int, tmp_path: Path) -> str:

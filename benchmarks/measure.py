@@ -1,0 +1,89 @@
+"""Doing the same work with several contestants in turns, and what comes of it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+OURS = "ours"
+"""The name of our side among the contestants."""
+
+Contestant = Callable[[int], Mapping[str, float]]
+"""Does the work of one round, and returns the figures of it by name; seconds, unless a row says otherwise."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often things are measured.
+
+    :param rounds: how often each contestant does the work.
+    :param patience: seconds; when the work has taken so long in all, no further round is begun.
+    """
+
+    rounds: int = 3
+    patience: float = 300.0
+
+
+@dataclass
+class Row:
+    """One comparison.
+
+    :param work: what was done.
+    :param round_trip: seconds that were added to the way, for both sides.
+    :param ours: a figure for each round, as is ``theirs``; all of the rounds are here.
+    :param against: what ``theirs`` are of.
+    :param aim: what the ratio of theirs to ours should reach.
+    """
+
+    work: str
+    round_trip: float
+    ours: list[float]
+    theirs: list[float]
+    against: str
+    aim: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long the other side takes: more than 1 is faster than it."""
+        return statistics.median(self.theirs) / statistics.median(self.ours)
+
+
+@dataclass
+class Count:
+    """A number of requests, beside its aim and what others need.
+
+    :param work: what was done.
+    :param requests: the requests of each round, for one calculation without repeated polls.
+    :param polls: the repeated polls of each round for one calculation: they depend on how long the job took.
+    :param aim: the greatest number that is good.
+    """
+
+    work: str
+    round_trip: float
+    requests: list[float]
+    polls: list[float]
+    aim: float
+
+
+@dataclass
+class Results:
+    """All that was measured."""
+
+    rows: list[Row] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
+
+
+def in_turns(contestants: Mapping[str, Contestant], pace: Pace, say: Callable[[str], None]) -> dict[str, list[float]]:
+    """Let each contestant do the work in turns, round after round; return all figures by their names."""
+    figures: dict[str, list[float]] = {}
+    started = time.monotonic()
+    for number in range(pace.rounds):
+        for contestant in contestants.values():
+            for name, figure in contestant(number).items():
+                figures.setdefault(name, []).append(figure)
+        say("  " + ", ".join(f"{name} {values[-1]:.2f}" for name, values in figures.items()))
+        if time.monotonic() - started > pace.patience:
+            break
+    return figures

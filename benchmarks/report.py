@@ -1,0 +1,145 @@
+"""The table, for a terminal and as the page of the documentation."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+from tabulate import tabulate
+
+from benchmarks.measure import Results
+from benchmarks.servers import program
+
+_TIMES = ("work", "added round trip, ms", "ours, s", "against", "theirs, s", "ratio", "aim", "rounds")
+_COUNTS = ("work", "added round trip, ms", "requests", "aim: at most", "repeated polls", "rounds")
+
+
+_CUT = " The run was ended before its end: what is missing below was not measured."
+
+
+def text(results: Results) -> str:
+    """The tables for a terminal."""
+    return "\n\n".join(_tables(results, "simple"))
+
+
+def page(results: Results, command: str, load: Sequence[float], *, whole: bool = True) -> str:
+    """The page of the documentation.
+
+    :param command: the one that measured.
+    :param load: the machine's load averages before it.
+    :param whole: whether it came to its end.
+    """
+    times, counts = _tables(results, "github")
+    versions = "\n".join(f"| {name} | {found} |" for name, found in _versions())
+    today = datetime.now(timezone.utc).date().isoformat()
+    return f"""\
+# Benchmarks
+
+Ratios, measured side by side in one run: both sides do the same work in turns, on one machine and one disk, over ways of
+equal length. A ratio is the time of the other side divided by ours: above 1 we are faster. Figures are medians, with the
+least and the greatest of all rounds behind them; nothing was left out. This page was written on {today} by
+
+    {command}
+
+on {_machine()}; load averages before the run: {", ".join(f"{value:.2f}" for value in load)}.{"" if whole else _CUT}
+
+## Times
+
+{times}
+
+## Requests
+
+Where several calculations run at once, the requests of all of them together, with all polls; for a single one, the polls
+that came before its end stand apart. For comparison: for one calculation with 50 inputs and 20 retrieved files
+aiida-firecrest 1.0.0 sends 247 HTTP requests, `core.ssh_async` with `core.slurm` 495 SFTP requests. The aim is one request
+for each file and ten more, AiiDA's own files included: the script, the folder `.aiida`, standard output, standard error.
+
+{counts}
+
+## How it is measured
+
+- *Ours* is the transport `marketplace_hpc` in a process of its own, with a gateway in another one (backend `local`). It
+  verifies a digest and flushes each uploaded file to the disk before that gets its name; none of the others does so by
+  itself.
+- *curl and nginx*: PUT by nginx's dav module, GET with sendfile; then `sha256sum` of the result where it has arrived, or
+  also of the original. The digest is in their time because a transfer that nobody has verified is not the same work; what
+  curl alone takes stands beside it. (Debian's `sha256sum` makes no use of the processor's instructions for it, Python's does.)
+- *core.ssh_async* is aiida-core's transport with its backend asyncssh, in the same process around it as ours, with
+  OpenSSH's sshd. Both transports are open before the clock starts; both use their own `max_io_allowed`, which is 8.
+- *Calculations*: one AiiDA profile (SQLite, ZeroMQ broker), both computers with the same settings: a poll each second, no
+  pause between connections, no login shell. `engine.run` includes the making of connections.
+- *Round trips* are added by a forwarding process in front of each server, the same for all. It delays bytes without
+  limiting what is under way; connections cost a round trip, too. The windows of TCP, which limit single connections on
+  long lines, do not show.
+- Before each measurement old results are removed and the disk is synchronised, outside of what is timed. A comparison gets
+  fewer rounds where one takes very long; the last column says how many there were.
+
+## Versions
+
+| | |
+|---|---|
+{versions}
+"""
+
+
+def _tables(results: Results, style: str) -> tuple[str, str]:
+    times = [
+        (
+            row.work,
+            f"{row.round_trip * 1000:g}",
+            _figures(row.ours),
+            row.against,
+            _figures(row.theirs),
+            f"{row.ratio:.2f}",
+            "" if row.aim is None else f"{row.aim:g}",
+            len(row.ours),
+        )
+        for row in results.rows
+    ]
+    counts = [
+        (
+            count.work,
+            f"{count.round_trip * 1000:g}",
+            f"{statistics.median(count.requests):g}",
+            f"{count.aim:g}",
+            f"{statistics.median(count.polls):g}",
+            len(count.requests),
+        )
+        for count in results.counts
+    ]
+    return (
+        tabulate(times, _TIMES, tablefmt=style, disable_numparse=True),
+        tabulate(counts, _COUNTS, tablefmt=style, disable_numparse=True),
+    )
+
+
+def _figures(values: Sequence[float]) -> str:
+    middle = f"{statistics.median(values):.2f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
+
+
+def _machine() -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    name = names[0].partition(":")[2].strip() if names else platform.machine()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"a machine with {os.cpu_count()} CPUs ({name}) and {memory:.0f} GiB of memory, under {platform.system()}"
+
+
+def _versions() -> list[tuple[str, str]]:
+    packages = ("aiida-marketplace-hpc", "aiida-core", "asyncssh", "requests", "urllib3", "fastapi", "uvicorn")
+    found = [("Python", platform.python_version()), *((name, version(name)) for name in packages)]
+    for name, package, option in (
+        ("nginx", "nginx-light", "-v"),
+        ("ssh", "openssh-client", "-V"),
+        ("curl", "curl", "-V"),
+    ):
+        done = subprocess.run([program(name, package), option], capture_output=True, text=True)
+        line = (done.stdout + done.stderr).splitlines()[0]
+        found.append((name, line.removeprefix("nginx version: ").partition(" (")[0]))
+    return found

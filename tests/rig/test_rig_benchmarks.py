@@ -1,0 +1,72 @@
+"""The benchmarks still measure what they say, in tiny; how fast anything is, is nothing that a test could demand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aiida_marketplace_hpc.testing.fixtures import give_up
+from aiida_marketplace_hpc.testing.machine import RigError
+from benchmarks.measure import OURS, Count, Pace, Results, Row, in_turns
+from benchmarks.report import page, text
+from benchmarks.servers import program
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = {"nginx": "nginx-light", "sshd": "openssh-server", "ssh": "openssh-client", "curl": "curl"}
+
+
+@pytest.mark.services
+@pytest.mark.timeout(400)
+def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
+    try:
+        for name, package in PROGRAMS.items():
+            program(name, package)
+    except RigError as exc:
+        give_up(exc)
+    written = tmp_path / "benchmarks.md"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(written)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=380)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in written.read_text().splitlines() if line.startswith("|")]
+    for work, rows in (
+        ("one file of 1 MiB up", 8),
+        ("one file of 1 MiB down", 8),
+        ("20 files of 1 KiB as a tree up", 2),
+        ("20 files of 1 KiB as a tree down", 2),
+        ("20 files of 1 KiB one by one up", 2),
+        ("20 files of 1 KiB one by one down", 2),
+        ("calculation with 3 inputs and 2 retrieved files, once, engine.run", 2),
+        ("calculation with 3 inputs and 2 retrieved files, 2 at once, daemon, 1 worker", 2),
+    ):
+        assert sum(f" {work} " in line for line in lines) == rows, work
+
+
+def test_everybody_works_in_turns_until_the_patience_is_over() -> None:
+    done: list[str] = []
+
+    def contestant(name: str, seconds: float) -> object:
+        def work(number: int) -> dict[str, float]:
+            done.append(f"{name}{number}")
+            return {name: seconds + number}
+
+        return work
+
+    contestants = {name: contestant(name, seconds) for name, seconds in ((OURS, 1.0), ("theirs", 2.0))}
+    found = in_turns(contestants, Pace(3, 60), print)  # type: ignore[arg-type]
+    assert done == ["ours0", "theirs0", "ours1", "theirs1", "ours2", "theirs2"]
+    assert found == {OURS: [1, 2, 3], "theirs": [2, 3, 4]}
+    assert in_turns(contestants, Pace(3, -1), print) == {OURS: [1], "theirs": [2]}  # type: ignore[arg-type]
+
+
+def test_a_page_has_ratios_beside_the_figures_and_no_place_of_this_machine() -> None:
+    row = Row("moving", 0.02, [1.0, 2.0, 4.0], [3.0, 5.0, 4.0], "others", 0.8)
+    results = Results([row], [Count("moving", 0.02, [80], [3], 90)])
+    assert row.ratio == 2.0
+    written = page(results, "make bench", (0.0, 0.0, 0.0))
+    assert "| moving | 20 " in " ".join(written.split())
+    assert "2.00 (1.00 to 4.00)" in written
+    assert "4.00 (3.00 to 5.00)" in text(results)
+    assert str(ROOT) not in written
