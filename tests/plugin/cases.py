@@ -535,6 +535,9 @@ CASES: dict[str, Case] = {
 }
 
 ACROSS: dict[str, AcrossCase] = {
+    "rename a file across": lambda t, r, h, o: t.rename(f"{r}/f", f"{o}/new"),
+    "rename a folder across": lambda t, r, h, o: t.rename(f"{r}/d", f"{o}/new"),
+    "rename a link across": lambda t, r, h, o: t.rename(f"{r}/tofile", f"{o}/new"),
     "rename nothing across": lambda t, r, h, o: t.rename(f"{r}/gone", f"{o}/new"),
     "rename across onto something": lambda t, r, h, o: [t.mkdir(f"{o}/x"), t.rename(f"{r}/f", f"{o}/x")],
     "copy a file across": lambda t, r, h, o: t.copy(f"{r}/f", f"{o}/new"),

@@ -133,7 +133,6 @@ def _step(method: str, *arguments: st.SearchStrategy[Any], **options: st.SearchS
 
 _switch = st.booleans()
 _transfer = {"dereference": _switch, "overwrite": _switch}
-_within = bases.flatmap(lambda base: st.tuples(*[st.builds(Where, st.just(base), relative)] * 2))
 
 steps = st.one_of(
     *(_step(method, remote) for method in ("isdir", "isfile", "path_exists", "get_mode", "normalize")),
@@ -142,7 +141,7 @@ steps = st.one_of(
     _step("listdir", remote, pattern=st.sampled_from(PATTERNS)),
     _step("mkdir", remote, ignore_existing=_switch),
     _step("makedirs", remote, ignore_existing=_switch),
-    st.builds(Step, st.just("rename"), _within),
+    _step("rename", remote, remote),
     _step("symlink", targets, remote),
     _step("symlink", remote_pattern, remote),
     _step("chmod", remote, st.sampled_from(FOLDER_MODES)),

@@ -72,6 +72,11 @@ DIFFERENT_OVER_SSH: dict[str, tuple[str, ...]] = {
     ),
     "rmtree may be repeated, and removes a file": ("rmtree of a file", "rmtree of nothing"),
     "remove removes a link": ("remove a link to a folder",),
+    "rename between file systems, too: SFTP cannot": (
+        "rename a file across",
+        "rename a folder across",
+        "rename a link across",
+    ),
     "recursive has no effect": ("copy not recursive",),
     "copytree is for folders": ("copytree of a file",),
     "a slash at the end of the source: core.ssh_async has two backends that do different things": (
