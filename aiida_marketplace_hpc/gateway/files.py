@@ -18,11 +18,7 @@ from typing import Any, BinaryIO
 
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import FileError, Forbidden, IntegrityError, InvalidRequest
-from aiida_marketplace_hpc.gateway.descriptors import LIST as _LIST
-from aiida_marketplace_hpc.gateway.descriptors import MAX_DEPTH as _MAX_DEPTH
-from aiida_marketplace_hpc.gateway.descriptors import Advance, ignore_progress
-from aiida_marketplace_hpc.gateway.descriptors import open_regular as _open_regular
-from aiida_marketplace_hpc.gateway.descriptors import told as _told
+from aiida_marketplace_hpc.gateway.descriptors import LIST, MAX_DEPTH, Advance, ignore_progress, open_regular, told
 from aiida_marketplace_hpc.gateway.draft import Draft, opened
 from aiida_marketplace_hpc.gateway.moving import move, rename_new
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place, Roots
@@ -52,7 +48,7 @@ class Files:
 
     def stat(self, path: str, *, follow: bool = False) -> dict[str, Any]:
         """Attributes of a path; of a link itself unless ``follow``."""
-        with self.roots.place(path, follow=follow) as place, _told(path):
+        with self.roots.place(path, follow=follow) as place, told(path):
             return {"path": place.path, **_attributes(place.folder, place.name)}
 
     def realpath(self, path: str) -> str:
@@ -76,18 +72,18 @@ class Files:
         :param follow: say of each link as ``leads_to`` the type of what it leads to, or ``None``.
         """
         entries: list[dict[str, Any]] = []
-        with self._folder(path) as (place, folder), _told(path):
+        with self._folder(path) as (place, folder), told(path):
             self._walk(folder, "", recursive, entries, place.name == ".", 0)
         if pattern is not None:
             entries = [entry for entry in entries if fnmatch.fnmatchcase(entry["name"].rpartition("/")[2], pattern)]
         if follow:
-            self._look_through(entries, lambda entry: _below(path, entry["name"]))
+            self._look_through(entries, lambda entry: path_below(path, entry["name"]))
         return entries
 
     def _walk(
         self, folder: int, prefix: str, recursive: bool, entries: list[dict[str, Any]], top: bool, depth: int
     ) -> None:
-        if depth > _MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         for name in sorted(os.listdir(folder)):
             if top and name == PRIVATE:
@@ -99,7 +95,7 @@ class Files:
             entries.append({"name": prefix + name, **attributes})
             self.advance(1)
             if recursive and attributes["type"] == "directory":
-                with opened(name, _LIST, folder) as below:
+                with opened(name, LIST, folder) as below:
                     self._walk(below, f"{prefix}{name}/", recursive, entries, False, depth + 1)
 
     def glob(self, pattern: str) -> list[str]:
@@ -158,7 +154,7 @@ class Files:
 
     def checksum(self, path: str) -> dict[str, Any]:
         """The digest and size of a file, links followed."""
-        with self.roots.place(path) as place, _told(path), _open_regular(place) as content:
+        with self.roots.place(path) as place, told(path), open_regular(place) as content:
             digest, size = hashlib.sha256(), 0
             while chunk := content.read(_PIECE):
                 digest.update(chunk)
@@ -168,7 +164,7 @@ class Files:
 
     def usage(self, path: str) -> Usage:
         """What a file or a folder with all that is in it takes, as ``du`` counts; a link that is itself named is followed."""
-        with self.roots.place(path) as place, _told(path):
+        with self.roots.place(path) as place, told(path):
             return measure(place.folder, place.name, self.advance)
 
     # Changing
@@ -179,7 +175,7 @@ class Files:
         :param parents: make the folders on the way, too.
         :param exist_ok: accept a folder that is there already.
         """
-        with self.roots.place(path.rstrip("/"), follow=False, make_parents=parents) as place, _told(path):
+        with self.roots.place(path.rstrip("/"), follow=False, make_parents=parents) as place, told(path):
             try:
                 place.lstat()
             except FileNotFoundError:
@@ -191,7 +187,7 @@ class Files:
 
     def rename(self, path: str, target: str) -> None:
         """Rename a file, link or folder, or move it to another file system; something at ``target`` is never replaced."""
-        with self._named(path) as old, self.roots.place(target.rstrip("/"), follow=False) as new, _told(path):
+        with self._named(path) as old, self.roots.place(target.rstrip("/"), follow=False) as new, told(path):
             if not stat.S_ISDIR(old.writable().lstat().st_mode) and target.endswith("/"):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             try:
@@ -208,12 +204,12 @@ class Files:
 
     def symlink(self, path: str, target: str) -> None:
         """Make ``path`` a symbolic link to ``target``, which need not exist and is not followed out of the roots."""
-        with self.roots.place(path, follow=False) as place, _told(path):
+        with self.roots.place(path, follow=False) as place, told(path):
             os.symlink(target, place.writable().name, dir_fd=place.folder)
 
     def chmod(self, path: str, mode: int) -> None:
         """Set the permission bits of a file or folder, links followed."""
-        with self.roots.place(path) as place, _told(path):
+        with self.roots.place(path) as place, told(path):
             descriptor = os.open(place.writable().name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.folder)
             try:
                 if stat.S_ISLNK(os.fstat(descriptor).st_mode):
@@ -225,7 +221,7 @@ class Files:
     def remove(self, path: str, *, directory: bool = False, recursive: bool = False, missing_ok: bool = False) -> None:
         """Remove a file or link; ``directory``: an empty folder; ``recursive``: whatever is there with all that is in it."""
         try:
-            with self._named(path) as place, _told(path):
+            with self._named(path) as place, told(path):
                 mode = place.writable().lstat().st_mode
                 if directory:
                     os.rmdir(place.name, dir_fd=place.folder)
@@ -252,18 +248,18 @@ class Files:
         if exact:
             self._copy_exactly(path, target, dereference)
             return
-        with self._existing(path) as source, _told(path):
+        with self._existing(path) as source, told(path):
             mode = source.lstat().st_mode
             if directory and not stat.S_ISDIR(mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             if not directory and self.realpath(target) == source.path:
                 raise InvalidRequest(f"{path} cannot be copied to itself")
             is_folder = stat.S_ISDIR(mode)
-            inside = self._inside(target, posixpath.basename(path))
+            inside = self.inside(target, posixpath.basename(path))
             # A file goes where a link leads, a folder does not take a link's place.
             with (
                 self.roots.place(inside.rstrip("/") if is_folder else inside, follow=not is_folder) as goal,
-                _told(target),
+                told(target),
             ):
                 goal.writable()
                 if goal.path == source.path:
@@ -276,7 +272,7 @@ class Files:
                     self._copy_file(source, goal)
 
     def _copy_exactly(self, path: str, target: str, dereference: bool) -> None:
-        with self._existing(path) as real, _told(path):
+        with self._existing(path) as real, told(path):
             with self.roots.place(path, follow=False) as named:
                 if not dereference and stat.S_ISLNK(named.lstat().st_mode):
                     link = os.readlink(named.name, dir_fd=named.folder)
@@ -284,16 +280,16 @@ class Files:
                     return
             if stat.S_ISDIR(real.lstat().st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            with self.roots.place(target) as goal, _told(target):
+            with self.roots.place(target) as goal, told(target):
                 if goal.path == real.path:
                     raise FileError(f"File exists: {goal.path} is what is copied", errno="EEXIST", path=goal.path)
                 self._copy_file(real, goal.writable(), keep_mode=False)
 
     def _copy_tree(self, source: Place, goal: Place, dereference: bool, depth: int) -> None:
-        if depth > _MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         os.mkdir(goal.name, 0o700, dir_fd=goal.folder)
-        with opened(source.name, _LIST, source.folder) as folder, opened(goal.name, _LIST, goal.folder) as made:
+        with opened(source.name, LIST, source.folder) as folder, opened(goal.name, LIST, goal.folder) as made:
             for name in sorted(os.listdir(folder)):
                 if source.name == "." and name == PRIVATE:
                     continue
@@ -302,7 +298,7 @@ class Files:
                 kind = below.lstat().st_mode
                 self.advance(1)
                 if stat.S_ISLNK(kind) and dereference:
-                    with self.roots.place(below.path) as real, _told(below.path):
+                    with self.roots.place(below.path) as real, told(below.path):
                         if stat.S_ISDIR(real.lstat().st_mode):
                             self._copy_tree(real, there, dereference, depth + 1)
                         else:
@@ -324,8 +320,8 @@ class Files:
 
     def read(self, path: str) -> tuple[BinaryIO, os.stat_result]:
         """Open a file for reading, links followed; the caller closes it."""
-        with self.roots.place(path) as place, _told(path):
-            content = _open_regular(place)
+        with self.roots.place(path) as place, told(path):
+            content = open_regular(place)
             return content, os.fstat(content.fileno())
 
     def write(
@@ -347,10 +343,10 @@ class Files:
         :param parents: make missing folders on the way.
         :raises IntegrityError: if the body does not have ``digest``, or broke off.
         """
-        target = self._inside(path, into) if into else path
+        target = self.inside(path, into) if into else path
         with (
             self.roots.place(target, make_parents=parents) as place,
-            _told(target),
+            told(target),
             Draft(place.writable(), overwrite) as draft,
         ):
             while chunk := read(bundle.CHUNK):
@@ -365,7 +361,7 @@ class Files:
     @contextmanager
     def _named(self, path: str) -> Iterator[Place]:
         """The place of a name, a link not followed; with a slash at the end there is a folder."""
-        with self.roots.place(path.rstrip("/"), follow=False) as place, _told(path):
+        with self.roots.place(path.rstrip("/"), follow=False) as place, told(path):
             if path.endswith("/") and not stat.S_ISDIR(place.lstat().st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             yield place
@@ -381,22 +377,22 @@ class Files:
                 raise FileError(f"{os.strerror(errno.ENOENT)}: {path}", errno="ENOENT", path=path) from exc
             yield place
 
-    def _inside(self, path: str, name: str) -> str:
+    def inside(self, path: str, name: str) -> str:
         """``path/name`` where ``path`` is a folder, else ``path``."""
         try:
             with self.roots.place(path) as place:
                 is_folder = stat.S_ISDIR(place.lstat().st_mode)
         except (OSError, FileError):  # Whoever uses the path says what is wrong with it.
             is_folder = False
-        return _below(path, name) if is_folder else path
+        return path_below(path, name) if is_folder else path
 
     @contextmanager
     def _folder(self, path: str) -> Iterator[tuple[Place, int]]:
-        with self.roots.place(path) as place, _told(path), opened(place.name, _LIST, place.folder) as folder:
+        with self.roots.place(path) as place, told(path), opened(place.name, LIST, place.folder) as folder:
             yield place, folder
 
 
-def _below(path: str, relative: str) -> str:
+def path_below(path: str, relative: str) -> str:
     """``path/relative``; whoever sends names must not leave ``path`` with them."""
     if relative == "":
         return path
@@ -426,5 +422,5 @@ def _attributes(folder: int, name: str) -> dict[str, Any]:
 
 @contextmanager
 def _reading(place: Place) -> Iterator[BinaryIO]:
-    with _open_regular(place) as content:
+    with open_regular(place) as content:
         yield content

@@ -6,10 +6,11 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from aiida_marketplace_hpc.errors import ConfigurationError
+from aiida_marketplace_hpc.errors import ConfigurationError, FileError
 from aiida_marketplace_hpc.gateway.auth import Authenticator, DevelopmentTokens
 from aiida_marketplace_hpc.gateway.backends.base import Backend
 from aiida_marketplace_hpc.gateway.config import Settings
@@ -92,12 +93,14 @@ class Gateway:
         self.ledger.close()
 
     def caller(self, token: str) -> Caller:
-        """Whose token it is; a new user is registered. What it says is kept for :data:`_CALLER_AGE` seconds.
+        """Whose token it is; a new user is registered, and missing folders are made. Kept for :data:`_CALLER_AGE` seconds.
 
         :raises Unauthorized: if it is nobody's.
         """
         user = self.ledger.user_of(self.authenticator.identify(token))
         files = self.files_of(user)
+        with suppress(FileError):  # Whoever uses the root says what is wrong with it.
+            files.roots.prepare()
         caller = Caller(user, files, Transfers(files, self.keep))
         with self._callers_lock:
             if len(self._callers) >= _MAX_CALLERS:

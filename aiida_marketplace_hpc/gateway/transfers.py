@@ -21,8 +21,7 @@ from aiida_marketplace_hpc.bundle import write as bundled
 from aiida_marketplace_hpc.errors import FileError, IntegrityError, InvalidRequest
 from aiida_marketplace_hpc.gateway.descriptors import LIST, MAX_DEPTH, open_regular, told
 from aiida_marketplace_hpc.gateway.draft import Draft, existing_target, opened
-from aiida_marketplace_hpc.gateway.files import Files, Read
-from aiida_marketplace_hpc.gateway.files import _below as below
+from aiida_marketplace_hpc.gateway.files import Files, Read, path_below
 from aiida_marketplace_hpc.gateway.roots import PRIVATE
 from aiida_marketplace_hpc.gateway.unfinished import Content, InUse, Keep, unfinished
 
@@ -62,7 +61,7 @@ class Transfers:
         :raises IntegrityError: for a wrong digest or a bundle that broke off; files that came before it are there.
         """
         files = self._files
-        target = files._inside(path, into) if into else path
+        target = files.inside(path, into) if into else path
         tops = {root.path for root in files.roots}
         count = 0
         modes: list[tuple[str, int]] = []
@@ -70,7 +69,7 @@ class Transfers:
             if entry.length is not None:
                 raise InvalidRequest("parts of a file are uploaded by themselves, with the file's total and digest")
             count += 1
-            where = below(target, entry.path)
+            where = path_below(target, entry.path)
             if entry.type == "directory":
                 files.mkdir(where, parents=parents, exist_ok=overwrite, mode=0o700 | entry.mode)
                 if where.rstrip("/") not in tops:  # What is put right into a root does not change the root itself.
@@ -122,7 +121,7 @@ class Transfers:
         """
         if not _DIGEST.fullmatch(digest):
             raise InvalidRequest("the digest of a file in parts is sha-256: and 64 hexadecimal digits")
-        target = self._files._inside(path, into) if into else path
+        target = self._files.inside(path, into) if into else path
         with self._files.roots.place(target, make_parents=parents) as place, told(target):
             existing_target(place.writable(), overwrite)
             asking = offset is None and not restart

@@ -368,3 +368,9 @@ def test_an_access_log_on_a_full_disk_keeps_nobody_from_being_answered(tmp_path:
         served.access_log.symlink_to("/dev/full")
     with ServedGateway(tmp_path, backend) as served:
         assert Client(served, ALICE).send("GET", "/api/v1/info").status_code == 200
+
+
+def test_the_first_thing_that_a_new_user_does_may_be_anything(served: ServedGateway, tmp_path: Path) -> None:
+    home = served.gateway.settings.roots[0].path_for("bob")
+    made = Client(served, BOB).query({"op": "mkdir", "path": f"{home}/folder"})
+    assert made == [{"ok": True, "result": {}}]

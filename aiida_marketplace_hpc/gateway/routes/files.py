@@ -139,7 +139,6 @@ def _path(call: Call, filename: str) -> str:
     jobid = call.parameters["jobid"]
     root = call.caller.files.roots.by_name(jobid)
     if root is not None:
-        call.caller.files.roots.prepare()
         base = root.path
     else:
         try:
