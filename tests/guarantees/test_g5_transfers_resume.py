@@ -314,8 +314,6 @@ def test_several_that_upload_the_same_content_share_the_work(
     "strict",
     [
         {"max_body": MIB},
-        {"known_headers_only": True},
-        {"refuse_chunked": True},
         {"buffered": True},
         {"max_body": MIB, "known_headers_only": True, "refuse_chunked": True, "buffered": True},
     ],

@@ -286,7 +286,8 @@ def test_an_upload_that_breaks_off_is_repeated_beside_lost_and_found(
     installation: Installation, site: Site, parents: dict[str, str]
 ) -> None:
     machine = site.gateway.machine
-    blocked = f"{parent_folder(installation, parents)}/out/sub/deep"
+    # The file, not a folder above it: what cannot be looked at is not there, and AiiDA goes on without it.
+    blocked = f"{parent_folder(installation, parents)}/out/sub/deep/c.dat"
     machine.run(["chmod", "000", blocked], check=True)
     begun = (
         f"parent = orm.load_node({parents[LABEL]!r}).outputs.remote_folder\n"
@@ -300,7 +301,7 @@ def test_an_upload_that_breaks_off_is_repeated_beside_lost_and_found(
     try:
         pk, uuid = installation.run(begun)
     finally:
-        machine.run(["chmod", "755", blocked], check=True)
+        machine.run(["chmod", "644", blocked], check=True)
     printed, said, folder = installation.run(
         f"node = finished(orm.load_node({pk}))\n"
         "print(json.dumps([repository(node.outputs.retrieved)['stdout.txt'], report(node), node.get_remote_workdir()]))"
