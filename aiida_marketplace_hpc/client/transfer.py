@@ -19,7 +19,7 @@ from aiida_marketplace_hpc.client.body import SEGMENT, SMALLEST, FileBody
 from aiida_marketplace_hpc.client.folder import Destination, Progress, Received, Receiver, Skip, walk
 from aiida_marketplace_hpc.client.retry import may_repeat
 from aiida_marketplace_hpc.client.upload import FolderUpload, LargeUpload
-from aiida_marketplace_hpc.errors import ConnectionFailed, IntegrityError, TooLarge
+from aiida_marketplace_hpc.errors import ConnectionFailed, DeadlineExceeded, IntegrityError, TooLarge
 
 if TYPE_CHECKING:
     from aiida_marketplace_hpc.client.gateway import HpcGateway, Place
@@ -75,8 +75,10 @@ def put_file(
         )
     except (TooLarge, ConnectionFailed, IntegrityError) as exc:
         refused = isinstance(exc, TooLarge) and gateway.body_limit.refused(len(body))
-        # What a proxy that cannot pass so much on does: it refuses, hangs up, or passes a part on.
-        if len(body) <= SMALLEST or not (refused or may_repeat(exc, overwrite)):
+        # What a proxy that cannot pass so much on does: it refuses, hangs up, or passes a part on. After a long silence there
+        # is no time for another way.
+        late = isinstance(exc, DeadlineExceeded)
+        if len(body) <= SMALLEST or not (refused or (may_repeat(exc, overwrite) and not late)):
             raise
         return LargeUpload(gateway, path, place, parameters, progress, limit=SMALLEST).run()
     if answer.get("digest", body.digest) != body.digest:

@@ -101,7 +101,7 @@ class LargeUpload:
             self._limit = SEGMENT if self._limit > SEGMENT else SMALLEST
             raise
         self._take(answer)
-        if answer.get("held") == offset:
+        if answer.get("held") == offset and answer.get("wait") is not True:
             self._held = None
             raise IntegrityError(f"nothing of {self._file.path} arrives on the cluster, though the gateway answers")
 
