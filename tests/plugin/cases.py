@@ -450,6 +450,12 @@ CASES: dict[str, Case] = {
     # Downloads.
     "get with all switches in order": lambda t, r, h: t.get(f"{r}/gone", f"{h}/new", True, True, True),
     "get a pathlib path": lambda t, r, h: t.get(PurePosixPath(r, "f"), Path(h, "new")),
+    "get onto a link": lambda t, r, h: t.get(f"{r}/g.dat", f"{h}/tofile"),
+    "get onto a dangling link": lambda t, r, h: t.get(f"{r}/g.dat", f"{h}/dangling"),
+    "get onto a dangling link without overwriting": lambda t, r, h: t.get(
+        f"{r}/g.dat", f"{h}/dangling", overwrite=False
+    ),
+    "get onto a loop": lambda t, r, h: t.get(f"{r}/g.dat", f"{h}/loop"),
     "get to no name": lambda t, r, h: t.get(f"{r}/f", ""),
     "get a dangling link": lambda t, r, h: t.get(f"{r}/dangling", f"{h}/new"),
     "get a dangling link ignored": lambda t, r, h: t.get(f"{r}/dangling", f"{h}/new", ignore_nonexisting=True),
