@@ -475,6 +475,10 @@ class RemoteDisk:
                 goal = os.path.join(local, os.path.split(remote)[1])
             elif local.endswith("/") and root.type == "file":
                 raise FileNotFoundError(errno.ENOENT, "there is no such local folder", local)
+            if root.type == "file":
+                goal = os.path.realpath(goal)
+                if os.path.islink(goal):
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), local)
             return Path(goal)
 
         place = self._gateway.place(self._absolute(remote))
