@@ -14,6 +14,8 @@ from sites import SYSTEM, Installation, Site
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.machine import Machine, process_table
 
+pytestmark = pytest.mark.services
+
 PROMPT = r"alice@127\.0\.0\.1:[^>\r\n]*>\x1b"
 
 

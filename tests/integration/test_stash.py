@@ -15,9 +15,10 @@ import pytest
 from contents import contents
 from sites import LABEL, Installation, Site
 
-pytestmark = pytest.mark.parametrize(
-    "site", ["local", pytest.param("slurm", marks=pytest.mark.services)], indirect=True, scope="session"
-)
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.parametrize("site", ["local", "slurm"], indirect=True, scope="session"),
+]
 
 ARCHIVES = {"tar": b"", "tar.gz": b"\x1f\x8b", "tar.bz2": b"BZh", "tar.xz": b"\xfd7zXZ"}
 """The compressed modes, each with how such a file begins (a plain archive begins with a name)."""
