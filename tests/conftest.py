@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
 
 pytest_plugins = ["aiida_marketplace_hpc.testing.fixtures"]
+
+
+def pytest_configure() -> None:
+    """Let what the tests start hear Ctrl-C, also where they run in the background: there it is ignored, which is inherited."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
