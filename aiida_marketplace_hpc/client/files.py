@@ -230,7 +230,14 @@ class RemoteDisk:
             sources = self.glob(source)
             if len(sources) > 1 and not self.isdir(goal):
                 raise OSError(errno.ENOTDIR, "several paths cannot be copied to the name of one", goal)
-        self._all({"op": "copy", "path": found, "target": goal, "dereference": dereference} for found in sources)
+        try:
+            self._all({"op": "copy", "path": found, "target": goal, "dereference": dereference} for found in sources)
+        except InvalidRequest as exc:
+            if sources == [source]:
+                raise
+            raise OSError(
+                errno.EINVAL, exc.message, goal
+            ) from exc  # What a pattern matches is not the caller's nonsense.
 
     @_posix
     def copyfile(self, remotesource: AnyPath, remotedestination: AnyPath, dereference: bool = False) -> None:

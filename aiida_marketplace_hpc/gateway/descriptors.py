@@ -19,12 +19,20 @@ MAX_DEPTH = 200
 SYNC_EVERY = 128 * 1024 * 1024
 """Bytes after which what was written is sent to the disk: at the end there is never so much left that it seems to hang."""
 
+Identity = tuple[int, int]
+"""What tells a folder from all others, however it is reached."""
+
 Advance = Callable[[int], None]
 """Is told about progress: bytes or entries since it was last called. It may raise, which ends the operation."""
 
 
 def ignore_progress(_: int) -> None:
     """What an operation that nobody watches tells its progress to."""
+
+
+def identity_of(found: os.stat_result) -> Identity:
+    """The identity of what has these attributes."""
+    return found.st_dev, found.st_ino
 
 
 def open_regular(place: Place) -> BinaryIO:

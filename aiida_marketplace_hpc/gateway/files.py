@@ -18,7 +18,16 @@ from typing import Any, BinaryIO
 
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import FileError, Forbidden, IntegrityError, InvalidRequest
-from aiida_marketplace_hpc.gateway.descriptors import LIST, MAX_DEPTH, Advance, ignore_progress, open_regular, told
+from aiida_marketplace_hpc.gateway.descriptors import (
+    LIST,
+    MAX_DEPTH,
+    Advance,
+    Identity,
+    identity_of,
+    ignore_progress,
+    open_regular,
+    told,
+)
 from aiida_marketplace_hpc.gateway.draft import Draft, opened
 from aiida_marketplace_hpc.gateway.moving import move, rename_new
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place, Roots
@@ -267,7 +276,7 @@ class Files:
                 if is_folder:
                     if f"{goal.path}/".startswith(f"{source.path}/"):
                         raise FileError(f"{path} cannot be copied into itself", errno="EINVAL", path=goal.path)
-                    self._copy_tree(source, goal, dereference, 0)
+                    self._copy_tree(source, goal, dereference, ())
                 else:
                     self._copy_file(source, goal)
 
@@ -285,11 +294,16 @@ class Files:
                     raise FileError(f"File exists: {goal.path} is what is copied", errno="EEXIST", path=goal.path)
                 self._copy_file(real, goal.writable(), keep_mode=False)
 
-    def _copy_tree(self, source: Place, goal: Place, dereference: bool, depth: int) -> None:
-        if depth > MAX_DEPTH:
+    def _copy_tree(self, source: Place, goal: Place, dereference: bool, above: tuple[Identity, ...]) -> None:
+        """Copy a folder.
+
+        :param above: the folders, on both sides, that this one is inside of; a link back to one would never end.
+        """
+        if len(above) > 2 * MAX_DEPTH or identity_of(source.lstat()) in above:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         os.mkdir(goal.name, 0o700, dir_fd=goal.folder)
         with opened(source.name, LIST, source.folder) as folder, opened(goal.name, LIST, goal.folder) as made:
+            above = (*above, identity_of(os.fstat(folder)), identity_of(os.fstat(made)))
             for name in sorted(os.listdir(folder)):
                 if source.name == "." and name == PRIVATE:
                     continue
@@ -300,13 +314,13 @@ class Files:
                 if stat.S_ISLNK(kind) and dereference:
                     with self.roots.place(below.path) as real, told(below.path):
                         if stat.S_ISDIR(real.lstat().st_mode):
-                            self._copy_tree(real, there, dereference, depth + 1)
+                            self._copy_tree(real, there, dereference, above)
                         else:
                             self._copy_file(real, there)
                 elif stat.S_ISLNK(kind):
                     os.symlink(os.readlink(name, dir_fd=folder), name, dir_fd=made)
                 elif stat.S_ISDIR(kind):
-                    self._copy_tree(below, there, dereference, depth + 1)
+                    self._copy_tree(below, there, dereference, above)
                 else:
                     self._copy_file(below, there)
             os.fchmod(made, stat.S_IMODE(os.fstat(folder).st_mode))

@@ -160,6 +160,7 @@ class _Walk:
         self._asked = path
         self._make_parents = make_parents
         self._links = 0
+        self._only_folder = path.endswith("/")
         self._name = ""
         self._stack: list[tuple[int, str]] = []
         if len(os.fsencode(path)) > _MAX_PATH:
@@ -197,7 +198,7 @@ class _Walk:
             if kind == "link":
                 self._redirect(target)
             elif kind != "folder":
-                if not last or self._asked.endswith("/"):
+                if not last or self._only_folder:
                     raise self._error(errno.ENOTDIR)
                 return self._place(self._stack[-1][0], name)
         if len(self._stack) == 1:
@@ -256,6 +257,8 @@ class _Walk:
     def _redirect(self, target: str) -> None:
         self._links += 1
         self._own = min(self._own, len(self._todo))
+        if not self._todo and target.endswith("/"):  # The words of a link count as the caller's do.
+            self._only_folder = True
         if self._links > _MAX_LINKS:
             raise self._error(errno.ELOOP)
         if target.startswith("/"):
@@ -278,7 +281,7 @@ class _Walk:
     def _place(self, folder: int, name: str, up: int = 0) -> Place:
         names = [entry[1] for entry in self._stack[1 : len(self._stack) - up]]
         path = str(PurePosixPath(self._root.path, *names, name))
-        return Place(self._root, folder, name, path, self._asked.endswith("/"))
+        return Place(self._root, folder, name, path, self._only_folder)
 
     def _error(self, number: int) -> FileError:
         return FileError.from_os_error(OSError(number, ""), self._asked)

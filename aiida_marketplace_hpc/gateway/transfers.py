@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from aiida_marketplace_hpc.bundle import Entry, Reader
 from aiida_marketplace_hpc.bundle import write as bundled
 from aiida_marketplace_hpc.errors import FileError, IntegrityError, InvalidRequest
-from aiida_marketplace_hpc.gateway.descriptors import LIST, MAX_DEPTH, open_regular, told
+from aiida_marketplace_hpc.gateway.descriptors import LIST, MAX_DEPTH, Identity, identity_of, open_regular, told
 from aiida_marketplace_hpc.gateway.draft import Draft, existing_target, opened
 from aiida_marketplace_hpc.gateway.files import Files, Read, path_below
 from aiida_marketplace_hpc.gateway.roots import PRIVATE
@@ -173,9 +173,9 @@ class Transfers:
     def _walk(self, top: str, dereference: bool, position: Position | None) -> Generator[Item, None, None]:
         """The entries of a folder, parents before children and in the order of names, opened one by one as they are sent."""
         seek = None if position is None else [part for part in position.path.split("/") if part]
-        pending: list[tuple[str, str, list[str] | None]] = [("", top, seek)]
+        pending: list[tuple[str, str, list[str] | None, tuple[Identity, ...]]] = [("", top, seek, ())]
         while pending:
-            relative, path, seek = pending.pop()
+            relative, path, seek, above = pending.pop()
             with self._files.roots.place(path, follow=dereference or not relative) as place, told(path):
                 attributes = place.lstat()
                 mode = stat.S_IMODE(attributes.st_mode)
@@ -184,17 +184,19 @@ class Transfers:
                     target = os.readlink(place.name, dir_fd=place.folder)
                     entry = Entry(relative, "symlink", target=target)
                 elif stat.S_ISDIR(attributes.st_mode):
-                    if relative.count("/") > MAX_DEPTH:
+                    identity = identity_of(attributes)
+                    if len(above) > MAX_DEPTH or identity in above:  # A link back would never end.
                         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                     with opened(place.name, LIST, place.folder) as folder:
                         names = sorted(os.listdir(folder), reverse=True)
+                    above = (*above, identity)
                     for name in names:
                         if place.name == "." and name == PRIVATE:
                             continue
                         if seek and name < seek[0]:
                             break
                         further = seek[1:] if seek and name == seek[0] else None
-                        pending.append((f"{relative}/{name}" if relative else name, f"{path}/{name}", further))
+                        pending.append((f"{relative}/{name}" if relative else name, f"{path}/{name}", further, above))
                     entry = Entry(relative, "directory", mode)
                 else:
                     content = open_regular(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -46,6 +47,11 @@ def _refused(attempt: Callable[[], object]) -> bool:
     except OSError:
         return True
     return False
+
+
+def _link(target: str, folder: str, name: str) -> None:
+    """Make a link with the very words that the transports' own methods would normalise."""
+    os.symlink(target, f"{folder}/{name}")
 
 
 def _relative(remote: str) -> str:
@@ -317,6 +323,16 @@ CASES: dict[str, Case] = {
     "normalize links": lambda t, r, h: [t.normalize(f"{r}/{n}") for n in ("dangling", "todir/..", "d/linkdir/x")],
     "normalize a loop": lambda t, r, h: [t.normalize(f"{r}/loop"), t.normalize(f"{r}/loop/x")],
     # Trailing slashes.
+    "links with a slash at the end": lambda t, r, h: [
+        t.copyfile(f"{r}/f", f"{r}/target"),
+        _link("target/", r, "slashed"),
+        _link("e/", r, "folder"),
+        [(t.isfile(f"{r}/{n}"), t.isdir(f"{r}/{n}"), t.path_exists(f"{r}/{n}")) for n in ("slashed", "folder")],
+        _refused(lambda: t.chmod(f"{r}/slashed", 0o700)),
+        _refused(lambda: t.get(f"{r}/slashed", f"{h}/new")),
+        _refused(lambda: t.put(f"{h}/f", f"{r}/slashed")),
+    ],
+    "copy a pattern of one onto itself": lambda t, r, h: t.copy(f"{r}/g.d*", f"{r}/g.dat"),
     "looking at a trailing slash": lambda t, r, h: [
         [t.isdir(f"{r}/{n}/"), t.isfile(f"{r}/{n}/"), t.path_exists(f"{r}/{n}/")]
         for n in ("d", "f", "todir", "tofile", "gone", "dangling")

@@ -76,6 +76,18 @@ def _links_over_something(paths: Paths) -> bool:
     )
 
 
+def _leads_back(top: str, goal: str) -> bool:
+    """Whether a walk that follows links comes back to where it was, or to the goal."""
+    pending = [(top, ())] if os.path.isdir(top) else []
+    while pending:
+        folder, above = pending.pop()
+        real = os.path.realpath(folder)
+        if real in above or (above and _below(goal, real)):
+            return True
+        pending += [(entry.path, (*above, real)) for entry in os.scandir(folder) if entry.is_dir()]
+    return False
+
+
 def _folder_without_parent(paths: Paths) -> bool:
     source, goal = paths
     return any(map(os.path.isdir, _sources(source))) and not os.path.isdir(os.path.dirname(goal.rstrip("/")))
@@ -94,6 +106,12 @@ DIFFERENCES = (
         "a folder is copied into itself",
         "refused, as by cp; core.local makes some copy of a copy, or runs until a path is too long",
         lambda paths: any(os.path.isdir(source) and _below(paths[1], source) for source in _sources(paths[0])),
+    ),
+    Difference(
+        ("copy", "copytree", "put", "puttree", "get", "gettree"),
+        "a link inside leads back to a folder that it lies in, or to the destination, and is dereferenced",
+        "refused; core.local goes round until the operating system or Python stops it, and so may never end",
+        lambda paths: any(_leads_back(source, paths[1]) for source in _sources(paths[0])),
     ),
     Difference(
         ("rename",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -41,6 +42,25 @@ def test_copy_into_itself_is_refused(ours: Side) -> None:
     with pytest.raises(OSError):
         ours.transport.rename(f"{ours.remote}/d", f"{ours.remote}/todir/sub/new")
     assert sorted(os.listdir(ours.remote / "d" / "sub")) == ["b.txt"]
+
+
+@pytest.mark.timeout(30)
+def test_links_that_lead_back_end_at_once(ours: Side) -> None:
+    # With two of them, going round forty times would be forty doublings.
+    for folder in (ours.remote / "e", ours.local / "e"):
+        (folder / "x").symlink_to(".")
+        (folder / "y").symlink_to("../e")
+    for attempt in (
+        lambda: ours.transport.copy(f"{ours.remote}/e", f"{ours.remote}/new", dereference=True),
+        lambda: ours.transport.copytree(f"{ours.remote}/e", f"{ours.other}/new", dereference=True),
+        lambda: ours.transport.get(f"{ours.remote}/e", f"{ours.local}/new"),
+        lambda: ours.transport.put(f"{ours.local}/e", f"{ours.remote}/put"),
+    ):
+        with pytest.raises(OSError) as info:
+            attempt()
+        assert info.value.errno == errno.ELOOP
+    ours.transport.copy(f"{ours.remote}/e", f"{ours.remote}/copied")
+    assert sorted(os.listdir(ours.remote / "copied")) == ["x", "y"]
 
 
 def test_a_dangling_link_can_be_renamed_and_is_never_overwritten(ours: Side) -> None:
