@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler
-from aiida_marketplace_hpc.testing.backend import FakeBackend
-from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
-from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
+# AiiDA makes its configuration folder when it is imported, in the home of whoever runs this, and warns when it does.
+_CONFIGURATION = tempfile.TemporaryDirectory(prefix="mphpc-tests-", ignore_cleanup_errors=True)
+os.environ["AIIDA_PATH"] = _CONFIGURATION.name
+Path(_CONFIGURATION.name, ".aiida").mkdir()
+
+from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler  # noqa: E402
+from aiida_marketplace_hpc.testing.backend import FakeBackend  # noqa: E402
+from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway  # noqa: E402
+from aiida_marketplace_hpc.transport import MarketplaceHpcTransport  # noqa: E402
 
 pytest_plugins = ["aiida_marketplace_hpc.testing.fixtures"]
 

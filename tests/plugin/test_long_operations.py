@@ -248,7 +248,7 @@ def test_what_stands_still_ends_in_time_and_does_not_go_on_later(
         real(folder, name, advance)
 
     monkeypatch.setattr(files_module, "remove_tree", hangs)
-    with gateway_of(impatient.url, clock=lambda: 4.0 * not_yet.count) as gateway:
+    with gateway_of(impatient.url, clock=lambda: 1.0 * not_yet.count) as gateway:
         disk = RemoteDisk(gateway)
         home = Path(disk.normalize("."))
         (home / "d").mkdir()
