@@ -123,7 +123,16 @@ CAPABILITIES: tuple[Capability, ...] = (
         "DELETE",
         "/api/v1/job/cancel/{jobid}",
         "Cancel a job",
-        (_jobid(),),
+        (
+            _jobid(),
+            Parameter(
+                "unlaunched",
+                "query",
+                "boolean",
+                description="end a job that was never launched, too, so that a launch that comes later does nothing "
+                "(default: no, that is an error)",
+            ),
+        ),
     ),
     Capability(
         "createDataset",

@@ -187,12 +187,14 @@ class HpcGateway:
         """
         return self._call("updateTransformation", {"jobid": jobid}, repeatable=not self._classic())
 
-    def cancel_job(self, jobid: str) -> Json:
+    def cancel_job(self, jobid: str, *, unlaunched: bool = False) -> Json:
         """Cancel a job. May be repeated.
 
+        :param unlaunched: end a job that was never launched, too: a launch that arrives later does nothing.
         :return: ``message``, ``jobid``, ``state``.
+        :raises Conflict: it was never launched.
         """
-        return self._call("deleteTransformation", {"jobid": jobid})
+        return self._call("deleteTransformation", {"jobid": jobid, "unlaunched": unlaunched or None})
 
     # ---- what the gateway is ----------------------------------------------------------------------------------------
 

@@ -217,6 +217,7 @@ class Jobs:
             script_digest=job.script_digest or "",
             guard=guard_of(job),
             comment=f"marketplace-hpc:{job.id}" + (f" {job.client_ref}" if job.client_ref else ""),
+            client_ref=job.client_ref,
         )
         now = utc_now()
         try:
@@ -268,12 +269,17 @@ class Jobs:
 
     # Cancelling
 
-    def cancel(self, job: Job) -> Job:
+    def cancel(self, job: Job, *, unlaunched: bool = False) -> Job:
         """Ask for the end of a job; one that has ended stays as it is. May be repeated.
 
+        :param unlaunched: end a job that was never launched, too: it cannot be launched any more.
         :raises Conflict: if it was never launched.
         :raises Unavailable: if the scheduler did not take the request; the wish is recorded and tried again.
         """
+        if job.job_state is JobState.CREATED and unlaunched:
+            values = {"state": JobState.CANCELLED, "message": "cancelled before it was launched", "ended_at": utc_now()}
+            # Somebody may have launched it in between.
+            job = self._ledger.change(job, values) or self._ledger.get(job.id) or job
         if job.job_state.final:
             return job
         if job.job_state is JobState.CREATED:
@@ -436,7 +442,7 @@ class Jobs:
             try:
                 content, _ = self._files_of(self._ledger.user(job.user_id)).read(f"{job.folder}/{guard_of(job)}")
                 with content:
-                    holder = content.read(64).decode("ascii", "replace").strip()
+                    holder = content.readline(64).decode("ascii", "replace").strip()
                 found.sort(key=lambda one: one.id != holder)
             except GatewayError:
                 pass  # No copy has started yet: whichever stays will take the guard.

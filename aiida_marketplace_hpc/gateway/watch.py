@@ -75,8 +75,10 @@ class Watch:
         try:
             # The queue is read first: a job that ends between the two questions is then in the second answer.
             queue = self._backend.queue()
-            open_ids = [job.scheduler_id for job in jobs if job.scheduler_id and needs_accounting(job, queue)]
-            accounting = self._backend.accounting(open_ids) if open_ids else {}
+            unclear = {
+                job.scheduler_id: job.folder for job in jobs if job.scheduler_id and needs_accounting(job, queue)
+            }
+            accounting = self._backend.accounting(unclear) if unclear else {}
         except BackendError as exc:
             self.problem = str(exc)
             logger.warning("the scheduler gives no answer, states stay as they are: %s", exc)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import PurePosixPath
 
-from aiida_marketplace_hpc.gateway.backends.base import Backend, Observation, SchedulerDown, Submission
+from aiida_marketplace_hpc.gateway.backends.base import Backend, Observation, SchedulerDown, Submission, Trace, is_in
 from aiida_marketplace_hpc.protocol import JobState
 
 
@@ -26,6 +26,7 @@ class FakeBackend(Backend):
         self._lock = threading.Lock()
         self.jobs: dict[str, Observation] = {}
         self.submissions: list[Submission] = []
+        self.submitted: dict[str, Trace] = {}
         self.cancelled: list[str] = []
         self.questions: list[str] = []
         self.down = False
@@ -49,6 +50,13 @@ class FakeBackend(Backend):
                 partition="fake",
                 submitted_at=datetime.now(timezone.utc),
                 folder=submission.folder,
+            )
+            self.submitted[identifier] = Trace(
+                submission.jobid,
+                submission.folder,
+                submission.script,
+                submission.script_digest,
+                submission.client_ref,
             )
         return identifier
 
@@ -89,9 +97,14 @@ class FakeBackend(Backend):
         self._asked("queue")
         return {identifier: job for identifier, job in self.jobs.items() if identifier not in self.lost}
 
-    def accounting(self, ids: Collection[str]) -> Mapping[str, Observation]:
+    def accounting(self, folders: Mapping[str, str]) -> Mapping[str, Observation]:
         self._asked("accounting")
-        return {identifier: self.jobs[identifier] for identifier in ids if identifier in self.jobs}
+        found = {identifier: self.jobs[identifier] for identifier in folders if identifier in self.jobs}
+        return {identifier: job for identifier, job in found.items() if is_in(job, folders[identifier])}
+
+    def traces(self, ids: Collection[str]) -> Mapping[str, Trace]:
+        self._asked("traces")
+        return {identifier: self.submitted[identifier] for identifier in ids if identifier in self.submitted}
 
     def find(self, folder: str, since: datetime) -> Sequence[Observation]:
         self._asked("find")

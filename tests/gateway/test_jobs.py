@@ -293,6 +293,25 @@ def test_cancel_may_be_repeated_and_does_not_change_an_end(
     assert backend.cancelled == ["101"]
 
 
+def test_a_job_that_is_cancelled_unlaunched_is_never_launched(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    job = gateway.jobs.create_in_folder(alice, folder, "run.sh")
+    assert gateway.jobs.cancel(job, unlaunched=True).job_state is JobState.CANCELLED
+    assert gateway.jobs.launch(alice, job).job_state is JobState.CANCELLED  # As the launch that was late sees it,
+    assert launch(gateway, alice, folder).id == job.id  # and whoever creates it again.
+    assert backend.submissions == []
+
+
+def test_a_launch_that_wins_against_its_cancellation_is_cancelled(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    job = gateway.jobs.create_in_folder(alice, folder, "run.sh")
+    gateway.jobs.launch(alice, job)
+    assert gateway.jobs.cancel(job, unlaunched=True).job_state is JobState.CANCELLED
+    assert backend.cancelled == ["101"]
+
+
 def test_a_cancellation_that_the_scheduler_did_not_take_is_tried_again(
     gateway: Gateway, backend: FakeBackend, alice: User, folder: str
 ) -> None:

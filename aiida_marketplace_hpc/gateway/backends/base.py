@@ -7,6 +7,8 @@ guesses: an answer that is empty, failed or late is an exception, not an empty l
 from __future__ import annotations
 
 import abc
+import os
+import posixpath
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,6 +26,11 @@ class Refused(BackendError):
 
 class Deferred(BackendError):
     """*Temporary*: the batch system takes no job now (limit, maintenance, down). Nothing was submitted; try again later."""
+
+
+class Fault(Deferred):
+    """*A fault of ours*: the gateway, or its set-up on this machine, is wrong, not the job. Nothing was submitted; it is tried
+    again like any :class:`Deferred`, but an operator must mend something first, and is told so."""
 
 
 class Unknown(BackendError):
@@ -53,6 +60,21 @@ class Submission:
     script_digest: str
     guard: str
     comment: str
+    client_ref: str | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a living job says about the submission that it came from: from it a lost row of the ledger is made again.
+
+    :param jobid: the gateway's id of the job; the other fields are those of the :class:`Submission`.
+    """
+
+    jobid: str
+    folder: str
+    script: str
+    script_digest: str
+    client_ref: str | None
 
 
 @dataclass(frozen=True)
@@ -131,9 +153,11 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def accounting(self, ids: Collection[str]) -> Mapping[str, Observation]:
+    def accounting(self, folders: Mapping[str, str]) -> Mapping[str, Observation]:
         """What is on record about jobs, by id; jobs that are not on record are missing.
 
+        :param folders: the working directory of each job, by id. Batch systems use ids again: a record of another folder is
+            about another job, and missing here.
         :raises SchedulerDown: there was no complete answer.
         """
 
@@ -142,6 +166,13 @@ class Backend(abc.ABC):
         """All jobs, living or ended, that were submitted from ``folder`` since then: a lost submission is found with it.
 
         An empty answer is a *successful* answer of everything that could know (queue *and* accounting).
+
+        :raises SchedulerDown: there was no complete answer.
+        """
+
+    @abc.abstractmethod
+    def traces(self, ids: Collection[str]) -> Mapping[str, Trace]:
+        """What living jobs were submitted as, by id; a job that no gateway has submitted is missing.
 
         :raises SchedulerDown: there was no complete answer.
         """
@@ -165,3 +196,9 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def describe(self) -> dict[str, object]:
         """What ``getInfo`` says about this machine: at least ``name`` and ``backend``; ``partitions`` where known."""
+
+
+def is_in(observation: Observation, folder: str) -> bool:
+    """Whether an observation is about a job of this folder; batch systems lose bytes that are not UTF-8."""
+    printed = os.fsencode(folder).decode("utf-8", "replace")
+    return posixpath.normpath(observation.folder) in (posixpath.normpath(printed), posixpath.normpath(folder))

@@ -21,10 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from aiida_marketplace_hpc.gateway.backends import local_supervisor
-from aiida_marketplace_hpc.gateway.backends.base import Backend, Deferred, Observation, SchedulerDown, Submission
+from aiida_marketplace_hpc.gateway.backends.base import (
+    Backend,
+    Deferred,
+    Observation,
+    SchedulerDown,
+    Submission,
+    Trace,
+    is_in,
+)
 from aiida_marketplace_hpc.gateway.backends.local_job import make_spec, observe, read_request
 from aiida_marketplace_hpc.gateway.backends.local_spool import Spool, SpooledJob
-from aiida_marketplace_hpc.gateway.backends.wrapper import check_folder, make_wrapper
+from aiida_marketplace_hpc.gateway.backends.wrapper import check_folder, make_wrapper, read_trace
 
 logger = logging.getLogger(__name__)
 
@@ -134,13 +142,20 @@ class LocalBackend(Backend):
             raise _unreadable(error) from error
         return {one.id: one for one in observations if one is not None and not one.state.final}
 
-    def accounting(self, ids: Collection[str]) -> Mapping[str, Observation]:
+    def accounting(self, folders: Mapping[str, str]) -> Mapping[str, Observation]:
         try:
-            jobs = [self._spool.get(id) for id in ids]
+            jobs = [self._spool.get(id) for id in folders]
             observations = [observe(job, self._node) for job in jobs if job is not None]
         except OSError as error:
             raise _unreadable(error) from error
-        return {one.id: one for one in observations if one is not None}
+        return {one.id: one for one in observations if one is not None and is_in(one, folders[one.id])}
+
+    def traces(self, ids: Collection[str]) -> Mapping[str, Trace]:
+        try:
+            found = {id: read_trace(job.wrapper) for id in ids if (job := self._spool.get(id)) is not None}
+        except OSError as error:
+            raise _unreadable(error) from error
+        return {id: trace for id, trace in found.items() if trace is not None}
 
     def find(self, folder: str, since: datetime) -> Sequence[Observation]:
         wanted = os.path.normpath(folder)

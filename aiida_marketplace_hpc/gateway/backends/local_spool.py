@@ -56,6 +56,14 @@ class SpooledJob:
         return read_json(self.folder / SPEC)
 
     @property
+    def wrapper(self) -> bytes:
+        """The script that was submitted.
+
+        :raises FileNotFoundError: if there is no such job.
+        """
+        return (self.folder / WRAPPER).read_bytes()
+
+    @property
     def started(self) -> Mapping[str, Any] | None:
         return self._read(STARTED)
 

@@ -19,6 +19,8 @@ from aiida_marketplace_hpc.gateway.backends.base import (
     Refused,
     SchedulerDown,
     Submission,
+    Trace,
+    is_in,
 )
 from aiida_marketplace_hpc.gateway.backends.directives import DirectiveError, Directives, parse_directives
 from aiida_marketplace_hpc.gateway.backends.environment import job_environment
@@ -36,7 +38,7 @@ from aiida_marketplace_hpc.gateway.backends.slurm_commands import (
     sinfo_arguments,
     squeue_arguments,
 )
-from aiida_marketplace_hpc.gateway.backends.wrapper import check_folder, make_wrapper
+from aiida_marketplace_hpc.gateway.backends.wrapper import check_folder, make_wrapper, read_trace
 
 IDS_PER_COMMAND = 500
 CLOCK_SKEW = timedelta(seconds=60)
@@ -136,15 +138,24 @@ class SlurmBackend(Backend):
         separator = draw_separator()
         return parse_squeue(self._ask(squeue_arguments(self._user, separator)), separator)
 
-    def accounting(self, ids: Collection[str]) -> Mapping[str, Observation]:
+    def accounting(self, folders: Mapping[str, str]) -> Mapping[str, Observation]:
         observations: dict[str, Observation] = {}
-        wanted = sorted(set(ids))
+        wanted = sorted(folders)
         for start in range(0, len(wanted), IDS_PER_COMMAND):
             separator = draw_separator()
             batch = wanted[start : start + IDS_PER_COMMAND]
             answer = self._ask(sacct_arguments(self._user, separator, ids=batch))
             observations.update(parse_sacct(answer, separator))
-        return observations
+        return {id: one for id, one in observations.items() if id in folders and is_in(one, folders[id])}
+
+    def traces(self, ids: Collection[str]) -> Mapping[str, Trace]:
+        found: dict[str, Trace] = {}
+        for id in ids:
+            answer = self._ask(["scontrol", "write", "batch_script", id, "-"])
+            trace = read_trace(answer.stdout.encode())
+            if trace is not None:
+                found[id] = trace
+        return found
 
     def find(self, folder: str, since: datetime) -> Sequence[Observation]:
         """Find the jobs of a folder in the queue and in accounting.
@@ -160,13 +171,10 @@ class SlurmBackend(Backend):
         for id, observation in recorded.items():
             if id not in found or found[id].state.final:
                 found[id] = observation
-        # What Slurm prints of a path that is not UTF-8 was decoded with replacement characters.
-        printed = posixpath.normpath(os.fsencode(folder).decode("utf-8", "replace"))
         return [
             observation
             for observation in found.values()
-            if posixpath.normpath(observation.folder) == printed
-            and (observation.submitted_at is None or observation.submitted_at >= earliest)
+            if is_in(observation, folder) and (observation.submitted_at is None or observation.submitted_at >= earliest)
         ]
 
     @property

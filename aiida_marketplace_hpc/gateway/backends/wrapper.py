@@ -1,25 +1,29 @@
 """The wrapper that is submitted in place of a job script, and that lets the script run at most once.
 
 Whether a submission arrived is sometimes not known, and then a second copy of it may come to run. Each copy first creates the
-submission's guard file, which only one of them can, writes its job id there, and only then becomes the interpreter of the
-script: the script's file is run as it is, byte for byte. All other copies end before user code. A job that Slurm itself
-starts again under the same id (requeue), and the tasks of one job array, find their own id in the guard and go on.
+submission's guard file, which only one of them can, writes its job id and the script's digest there, and only then becomes the
+interpreter of the script: the script's file is run as it is, byte for byte. All other copies end before user code. A job that
+Slurm itself starts again under the same id (requeue), and the tasks of one job array, find their own id in the guard and go on.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
 import shlex
 
-from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, Submission
+from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, Submission, Trace
 from aiida_marketplace_hpc.gateway.backends.directives import Directives
 
 EXIT_SECOND_COPY = 75
 """Exit code of a copy that found the guard taken by another job."""
 EXIT_NO_GUARD = 73
 """Exit code of a job that could not write the guard: its folder is gone, read-only or full."""
+
+_TRACE = b"# marketplace-hpc-submission: "
+_TRACED = ("jobid", "folder", "script", "script_digest", "client_ref")
 
 _INTERPRETER_LINE = re.compile(rb"#![ \t]*([^ \t\n]*)[ \t]*([^\n]*)")
 
@@ -28,7 +32,7 @@ _INTERPRETER_LINE = re.compile(rb"#![ \t]*([^ \t\n]*)[ \t]*([^\n]*)")
 _TEMPLATE = """\
 mphpc_guard={guard}
 mphpc_job="${{SLURM_ARRAY_JOB_ID:-${{SLURM_JOB_ID:-$$}}}}"
-if ! (set -C; printf '%s\\n' "$mphpc_job" > "$mphpc_guard") 2>/dev/null; then
+if ! (set -C; printf '%s\\n%s\\n' "$mphpc_job" {digest} > "$mphpc_guard") 2>/dev/null; then
     if [ ! -e "$mphpc_guard" ]; then
         printf 'marketplace-hpc: cannot write %s: the folder is gone, read-only or full\\n' "$mphpc_guard" >&2
         exit {exit_no_guard}
@@ -51,18 +55,38 @@ def make_wrapper(submission: Submission, directives: Directives) -> bytes:
     """Write the script that is submitted for a submission.
 
     It is a plain ``#!/bin/sh`` script with the comment lines above the first command of the user's script, among them all
-    ``#SBATCH`` lines, verbatim.
+    ``#SBATCH`` lines, verbatim, and one more that says which submission it is (:func:`read_trace`).
 
     :raises Refused: if sbatch would refuse the user's script for what it is, in sbatch's words.
     """
     check_script(submission.script_text)
     body = _TEMPLATE.format(
         guard=shlex.quote(posixpath.join(submission.folder, submission.guard)),
+        digest=shlex.quote(submission.script_digest),
         exit_no_guard=EXIT_NO_GUARD,
         exit_second_copy=EXIT_SECOND_COPY,
         command=" ".join(shlex.quote(word) for word in script_command(submission)),
     )
-    return b"\n".join((b"#!/bin/sh", *directives.lines, body.encode("utf-8", "surrogateescape")))
+    trace = json.dumps({name: getattr(submission, name) for name in _TRACED})
+    lines = (b"#!/bin/sh", *directives.lines, _TRACE + trace.encode("ascii"), body.encode("utf-8", "surrogateescape"))
+    return b"\n".join(lines)
+
+
+def read_trace(wrapper: bytes) -> Trace | None:
+    """Read from a wrapper which submission it is; ``None`` for any other script."""
+    found = None
+    for line in wrapper.splitlines():
+        if not line.startswith(b"#"):
+            break
+        if line.startswith(_TRACE):  # A user's script may imitate it; ours is the last one.
+            found = line.removeprefix(_TRACE)
+    try:
+        fields = json.loads(found or b"")
+        trace = Trace(**{name: fields[name] for name in _TRACED})
+    except (ValueError, TypeError, KeyError):
+        return None
+    texts = (trace.jobid, trace.folder, trace.script, trace.script_digest)
+    return trace if all(isinstance(text, str) for text in texts) else None
 
 
 def script_command(submission: Submission) -> list[str]:

@@ -59,7 +59,8 @@ def state(call: Call) -> Answer:
 def cancel(call: Call) -> Answer:
     """Cancel a job; one that has ended stays as it is."""
     jobs, caller = call.gateway.jobs, call.caller
-    job = jobs.cancel(jobs.get(caller.user, call.parameters["jobid"]))
+    job = jobs.get(caller.user, call.parameters["jobid"])
+    job = jobs.cancel(job, unlaunched=bool(call.parameters.get("unlaunched")))
     return {
         **jobs.as_wire(job),
         "message": f"Send cancelling signal to job-{job.id}, of f7t job id={job.scheduler_id}",

@@ -83,16 +83,22 @@ class Site:
         wait_until(lambda: not exists(pid))
 
 
+def folder_of(backend: LocalBackend, id: str) -> str:
+    job = backend._spool.get(id)
+    assert job is not None
+    return str(job.spec["folder"])
+
+
 def observe(backend: LocalBackend, id: str) -> Observation:
     """What the backend says of a job: it is never in doubt."""
     queue = backend.queue()
-    return queue[id] if id in queue else backend.accounting([id])[id]
+    return queue[id] if id in queue else backend.accounting({id: folder_of(backend, id)})[id]
 
 
 def final(backend: LocalBackend, id: str, within: float = 15.0) -> Observation:
     wait_until(lambda: observe(backend, id).state.final, within)
     assert id not in backend.queue()
-    return backend.accounting([id])[id]
+    return backend.accounting({id: folder_of(backend, id)})[id]
 
 
 def running(backend: LocalBackend, id: str) -> None:
@@ -136,7 +142,7 @@ class TestJobs:
         assert job.ended_at is not None
         assert before <= job.submitted_at <= job.started_at <= job.ended_at
         assert site.read("a", f"slurm-{id}.out") == f"{job.folder}\nbad\n{job.folder}/job.sh\n"
-        assert site.read("a", ".guard-a") == f"{id}\n"
+        assert site.read("a", ".guard-a") == f"{id}\nsha-256:0\n"
 
     def test_fails_with_its_exit_code(self, site: Site) -> None:
         backend = site.backend()
@@ -301,7 +307,7 @@ class TestOrder:
         ids = [backends[index % 2].submit(site.submission(name, UNTIL_GO)) for index, name in enumerate(names)]
 
         def started() -> list[str]:
-            states = backends[0].accounting(ids)
+            states = backends[0].accounting({id: folder_of(backends[0], id) for id in ids})
             return [id for id in ids if states[id].state is JobState.RUNNING]
 
         for turn in range(0, 6, 2):
@@ -543,12 +549,12 @@ class TestAnswers:
         final(backend, id)
         backend.stop()
         backend.start()
-        assert id in backend.accounting([id])
+        assert id in backend.accounting({id: folder_of(backend, id)})
         backend.stop()
         forgetful = LocalBackend(site.spool, retention=0)
         site.backends.append(forgetful)
         forgetful.start()
-        assert forgetful.accounting([id]) == {}
+        assert forgetful.accounting({id: "/"}) == {}
         assert int(forgetful.submit(site.submission("b", "true"))) == int(id) + 1
 
     def test_without_its_spool_it_knows_nothing(self, site: Site) -> None:

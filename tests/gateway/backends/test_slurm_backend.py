@@ -126,7 +126,7 @@ def test_no_command_sees_the_gateways_environment(
     monkeypatch.setenv("TZ", "Europe/Zurich")
     backend.submit(submission(tmp_path))
     backend.queue()
-    backend.accounting(["1"])
+    backend.accounting({"1": "/a"})
     submit, *questions = (call.environment for call in slurm.calls)
     assert set(submit) == {"PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "SLURM_CONF"}
     assert submit["TZ"] == "Europe/Zurich"
@@ -178,7 +178,7 @@ def test_without_slurms_commands_nothing_was_submitted_and_nothing_is_known(
     slurm.answers = dict.fromkeys(["sbatch", "squeue", "sacct", "scancel", "sinfo"], error)
     with pytest.raises(Deferred, match="cannot run sbatch"):
         backend.submit(submission(tmp_path))
-    for question in (backend.queue, lambda: backend.accounting(["1"]), lambda: backend.cancel("1")):
+    for question in (backend.queue, lambda: backend.accounting({"1": "/a"}), lambda: backend.cancel("1")):
         with pytest.raises(SchedulerDown, match="cannot run"):
             question()
     assert "partitions" not in backend.describe()
@@ -190,13 +190,18 @@ def test_a_submission_that_takes_too_long_is_unknown(tmp_path: Path, slurm: Fake
         backend.submit(submission(tmp_path))
 
 
+def folders(count: int) -> dict[str, str]:
+    """Jobs from the id 1 on, all of one folder."""
+    return {str(id): "/a" for id in range(1, count + 1)}
+
+
 def test_accounting_asks_once_for_many_jobs(slurm: FakeSlurm, backend: SlurmBackend) -> None:
     slurm.answers["sacct"] = record_of(("1", "COMPLETED", "/a", "2026-11-22T12:00:00"))
-    assert set(backend.accounting([str(id) for id in range(1, IDS_PER_COMMAND + 1)])) == {"1"}
+    assert set(backend.accounting(folders(IDS_PER_COMMAND))) == {"1"}
     assert len(slurm.calls) == 1
-    backend.accounting([str(id) for id in range(1, 2 * IDS_PER_COMMAND + 2)])
+    backend.accounting(folders(2 * IDS_PER_COMMAND + 1))
     assert len(slurm.calls) == 4
-    assert backend.accounting([]) == {}
+    assert backend.accounting({}) == {}
     assert len(slurm.calls) == 4
 
 
@@ -204,7 +209,7 @@ def test_accounting_is_one_whole_answer_or_none(slurm: FakeSlurm, backend: Slurm
     answers = iter([record_of(), lambda _: Answer(1, "", "sacct: error: down\n")])
     slurm.answers["sacct"] = lambda separator: next(answers)(separator)
     with pytest.raises(SchedulerDown):
-        backend.accounting([str(id) for id in range(1, IDS_PER_COMMAND + 2)])
+        backend.accounting(folders(IDS_PER_COMMAND + 1))
 
 
 def test_finds_the_jobs_of_a_folder_in_queue_and_accounting(slurm: FakeSlurm, backend: SlurmBackend) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, Submission
+from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, Submission, Trace
 from aiida_marketplace_hpc.gateway.backends.directives import parse_directives
 from aiida_marketplace_hpc.gateway.backends.wrapper import (
     EXIT_NO_GUARD,
     EXIT_SECOND_COPY,
     check_folder,
     make_wrapper,
+    read_trace,
     script_command,
 )
 
@@ -50,7 +52,7 @@ def test_the_script_runs_with_its_own_exit_code_and_the_guard_names_the_job(tmp_
     job = submission(tmp_path, COUNTING_SCRIPT)
     assert run(wrap(job), tmp_path, SLURM_JOB_ID="12").returncode == 3
     assert (tmp_path / "ran.txt").read_text() == f"ran 0 {job.script}\n"
-    assert (tmp_path / ".guard-7").read_text() == "12\n"
+    assert (tmp_path / ".guard-7").read_text() == "12\nsha-256:0\n"
     assert (tmp_path / "job.sh").read_bytes() == COUNTING_SCRIPT
 
 
@@ -124,6 +126,28 @@ def test_the_header_is_copied_and_the_body_is_not(tmp_path: Path) -> None:
     assert wrapper.startswith(b"#!/bin/sh\n#SBATCH --job-name=\xff\n# remark\n")
     assert b"body" not in wrapper
     assert parse_directives(wrapper).options == parse_directives(text).options
+
+
+def test_a_wrapper_says_which_submission_it_is(tmp_path: Path) -> None:
+    forged = b'# marketplace-hpc-submission: {"jobid": "8", "folder": "/", "script": "/x", "script_digest": "", "client_ref": ""}'
+    job = replace(submission(tmp_path, b"#!/bin/sh\n" + forged + b"\necho body\n"), client_ref="node")
+    trace = read_trace(wrap(job))
+    assert trace == Trace("7", job.folder, job.script, "sha-256:0", "node")
+    assert run(wrap(job), tmp_path, SLURM_JOB_ID="1").stdout == "body\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"#!/bin/sh\necho 1\n",
+        b"#!/bin/sh\n# marketplace-hpc-submission: nonsense\n",
+        b"#!/bin/sh\n# marketplace-hpc-submission: [1]\n",
+        b'#!/bin/sh\n# marketplace-hpc-submission: {"jobid": 7}\n',
+    ],
+)
+def test_any_other_script_is_no_submission(text: bytes) -> None:
+    assert read_trace(text) is None
 
 
 def test_the_script_sees_no_variable_of_the_wrapper(tmp_path: Path) -> None:
