@@ -3,7 +3,7 @@
 Whether a submission arrived is sometimes not known, and then a second copy of it may come to run. Each copy first creates the
 submission's guard file, which only one of them can, writes its job id and the script's digest there, and only then becomes the
 interpreter of the script: the script's file is run as it is, byte for byte. All other copies end before user code. A job that
-Slurm itself starts again under the same id (requeue), and the tasks of one job array, find their own id in the guard and go on.
+Slurm itself starts again under the same id (requeue), and the tasks of one job array, find their own id there and go on.
 """
 
 from __future__ import annotations

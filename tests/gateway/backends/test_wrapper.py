@@ -129,7 +129,8 @@ def test_the_header_is_copied_and_the_body_is_not(tmp_path: Path) -> None:
 
 
 def test_a_wrapper_says_which_submission_it_is(tmp_path: Path) -> None:
-    forged = b'# marketplace-hpc-submission: {"jobid": "8", "folder": "/", "script": "/x", "script_digest": "", "client_ref": ""}'
+    others = b'{"jobid": "8", "folder": "/", "script": "/x", "script_digest": "", "client_ref": ""}'
+    forged = b"# marketplace-hpc-submission: " + others
     job = replace(submission(tmp_path, b"#!/bin/sh\n" + forged + b"\necho body\n"), client_ref="node")
     trace = read_trace(wrap(job))
     assert trace == Trace("7", job.folder, job.script, "sha-256:0", "node")
