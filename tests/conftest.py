@@ -24,9 +24,14 @@ pytest_plugins = ["aiida_marketplace_hpc.testing.fixtures"]
 
 
 def pytest_configure() -> None:
-    """Let what the tests start hear Ctrl-C, also where they run in the background: there it is ignored, which is inherited."""
+    """Let what the tests start hear Ctrl-C and the end of its terminal, also where they run in the background.
+
+    There both may be ignored, which is inherited.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

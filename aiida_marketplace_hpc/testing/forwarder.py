@@ -35,6 +35,7 @@ class Forwarder:
         self.round_trip = round_trip
         self._server = (host, port)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        bounded(self._listener)
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
@@ -122,6 +123,7 @@ class Forwarder:
             return
         server.settimeout(None)
         no_delay(server)
+        bounded(server)
         with self._lock:
             self._sockets |= {client, server}
         up = _Direction(self, client, server, "up")
@@ -185,7 +187,9 @@ class _Direction:
             self._queue.append((time.monotonic() + self._forwarder.round_trip / 2, item))
             self._size += len(item)
             self._changed.notify_all()
-            while self._size > _WAITING and self._queue[0][0] < time.monotonic() - 0.05 and not self._broken:
+            # What is due at this moment is about to go, and on a long line that may be much.
+            grace = min(0.05, self._forwarder.round_trip)
+            while self._size > _WAITING and self._queue[0][0] < time.monotonic() - grace and not self._broken:
                 self._changed.wait(0.05)
 
     def deliver(self) -> None:
@@ -243,3 +247,11 @@ def _wake(endpoint: socket.socket) -> None:
 def no_delay(endpoint: socket.socket) -> None:
     """Send what is there at once, however little it is."""
     endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def bounded(endpoint: socket.socket) -> None:
+    """Take in little more than is read, on any machine; a listening socket hands it on to those that it accepts.
+
+    How much may be on its way is else a setting of the system, of 32 MiB in places.
+    """
+    endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024 * 1024)

@@ -34,7 +34,7 @@ from aiida_marketplace_hpc.testing.faults import (
     StallRequest,
     acting,
 )
-from aiida_marketplace_hpc.testing.forwarder import Forwarder, no_delay, reset_on_close
+from aiida_marketplace_hpc.testing.forwarder import Forwarder, bounded, no_delay, reset_on_close
 from aiida_marketplace_hpc.testing.http_messages import PIECE, Broken, Head, Incoming, framed
 
 KNOWN_HEADERS = frozenset(
@@ -126,6 +126,7 @@ class FaultyProxy:
         self.server = (parts.hostname, parts.port or 80)
         self._path = parts.path.rstrip("/")
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        bounded(self._listener)
         # In front, so that what the proxy itself answers comes as late as everything else.
         self._line = Forwarder(*self._listener.getsockname()[:2], round_trip=round_trip)
         self._lock = threading.Lock()
@@ -506,6 +507,7 @@ class _Server:
         self.socket = socket.create_connection(address, timeout=20)
         self.socket.settimeout(None)
         no_delay(self.socket)
+        bounded(self.socket)
         self.incoming = Incoming(self.socket)
         self.busy = False
 

@@ -16,6 +16,7 @@ from aiida_marketplace_hpc.gateway.app import create_app
 from aiida_marketplace_hpc.gateway.backends.base import Backend
 from aiida_marketplace_hpc.gateway.config import load
 from aiida_marketplace_hpc.gateway.service import Gateway
+from aiida_marketplace_hpc.testing.forwarder import bounded
 
 ALICE, BOB = "alice.a@example.org", "bob@example.org"
 TOKENS = {ALICE: "token-of-alice", BOB: "token-of-bob"}
@@ -44,6 +45,7 @@ class ServedGateway:
         )
         # With the protocol named, asyncio sets TCP_NODELAY; without it each answer waits 40 ms for an acknowledgement.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        bounded(self._socket)
         self._socket.bind(("127.0.0.1", 0))
         self._socket.listen(128)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from urllib3.util import connection
 
 from aiida_marketplace_hpc.bundle import PART
 from aiida_marketplace_hpc.client import kept
@@ -32,6 +35,7 @@ from aiida_marketplace_hpc.testing.faults import (
     StallAnswer,
     StallRequest,
 )
+from aiida_marketplace_hpc.testing.forwarder import bounded
 from aiida_marketplace_hpc.testing.proxy import FaultyProxy
 from aiida_marketplace_hpc.testing.served import ServedGateway
 
@@ -51,6 +55,13 @@ def proxy(served: ServedGateway) -> Iterator[FaultyProxy]:
 @pytest.fixture(autouse=True)
 def _setting(served: ServedGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    set_options = connection._set_socket_options
+
+    def set_options_and_bound(sock: socket.socket, options: Any) -> None:
+        bounded(sock)
+        set_options(sock, options)
+
+    monkeypatch.setattr(connection, "_set_socket_options", set_options_and_bound)
     # So that nobody waits here as long as in earnest.
     monkeypatch.setattr(streams, "STALLED", 1.0)
     served.gateway.keep = replace(served.gateway.keep, patience=1.0)
