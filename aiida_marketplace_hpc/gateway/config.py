@@ -57,6 +57,26 @@ class RootTemplate:
         """The absolute path of this root for one user."""
         return self.template.replace("{username}", username)
 
+    def username_in(self, path: str) -> str | None:
+        """The name in the place of ``{username}`` in a path below this root, empty where there is none to be named.
+
+        :returns: ``None`` if the path does not lie below it.
+        """
+        parts, mine = PurePosixPath(path).parts, PurePosixPath(self.template).parts
+        found = ""
+        if len(parts) < len(mine):
+            return None
+        for part, template in zip(parts, mine, strict=False):
+            before, placeholder, after = template.partition("{username}")
+            if not placeholder and part != template:
+                return None
+            if placeholder:
+                name = part.removeprefix(before).removesuffix(after)
+                if not name or template.replace("{username}", name) != part or found not in ("", name):
+                    return None
+                found = name
+        return found
+
     def lies_below(self, other: RootTemplate) -> bool:
         """Whether this root is, or lies below, another one for some user."""
         parts, above = PurePosixPath(self.template).parts, PurePosixPath(other.template).parts

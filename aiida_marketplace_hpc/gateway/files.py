@@ -107,6 +107,11 @@ class Files:
                 with opened(name, LIST, folder) as below:
                     self._walk(below, f"{prefix}{name}/", recursive, entries, False, depth + 1)
 
+    def names(self, path: str, prefix: str) -> list[str]:
+        """The names in a folder that begin with ``prefix``, sorted."""
+        with self._folder(path) as (_, folder), told(path):
+            return sorted(name for name in os.listdir(folder) if name.startswith(prefix))
+
     def glob(self, pattern: str) -> list[str]:
         """The paths that match an absolute pattern, spelt as the pattern is, sorted.
 

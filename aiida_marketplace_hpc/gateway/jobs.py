@@ -1,22 +1,17 @@
 """Jobs: creating, launching, cancelling and asking, each safe to repeat.
 
-A launch writes the intention into the ledger before anything else happens, then acts, then records the outcome. Whoever
-finds an intention without an outcome (:meth:`Jobs.reconcile`, after a crash or a lost answer) looks for the job among those
-of the scheduler before it acts again.
+What a launch leads to is the business of :mod:`~aiida_marketplace_hpc.gateway.submission`, what the scheduler says about jobs
+that of :mod:`~aiida_marketplace_hpc.gateway.watch`, and what it has of which the ledger knows nothing that of
+:mod:`~aiida_marketplace_hpc.gateway.survey`.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from datetime import datetime, timedelta
-from pathlib import PurePosixPath
 from typing import Any
 
-from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import (
     Conflict,
     FileError,
@@ -26,35 +21,26 @@ from aiida_marketplace_hpc.errors import (
     SubmissionRefused,
     Unavailable,
 )
-from aiida_marketplace_hpc.gateway.backends.base import (
-    Backend,
-    BackendError,
-    Deferred,
-    Observation,
-    Refused,
-    SchedulerDown,
-    Submission,
-    Unknown,
-)
+from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, SchedulerDown
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, User, automatic_key, new_id, utc_now
-from aiida_marketplace_hpc.gateway.reconcile import Step, next_step, proven_absent
+from aiida_marketplace_hpc.gateway.reconcile import Step, next_step
+from aiida_marketplace_hpc.gateway.submission import Submissions, read_script
+from aiida_marketplace_hpc.gateway.survey import Survey
 from aiida_marketplace_hpc.gateway.watch import Watch
 from aiida_marketplace_hpc.protocol import JobState
 
 logger = logging.getLogger(__name__)
-
-MAX_SCRIPT = 4 * 1024 * 1024
-"""Bytes: Slurm's own limit for a batch script (``max_script_size``)."""
-_CLOCK_SKEW = timedelta(seconds=5)
 
 
 class Jobs:
     """All jobs of a gateway.
 
     :param files_of: what a user can do with files; scripts are read with it, never around it.
+    :param username_of: see :class:`~aiida_marketplace_hpc.gateway.survey.Survey`.
     :param launch_wait: seconds that a launch waits for the scheduler's word before it answers ``SUBMITTING``.
     :param retry_interval: seconds between attempts while the scheduler takes no jobs.
+    :param now: the time, aware.
     """
 
     def __init__(
@@ -63,26 +49,27 @@ class Jobs:
         backend: Backend,
         watch: Watch,
         files_of: Callable[[User], Files],
+        username_of: Callable[[str], str | None],
         *,
         machine: str = "",
         launch_wait: float = 10.0,
         retry_interval: float = 15.0,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._ledger = ledger
         self._backend = backend
         self._watch = watch
         self._files_of = files_of
         self._machine = machine
-        self._lease = timedelta(seconds=backend.submission_limit)
         self._launch_wait = launch_wait
-        self._retry_interval = timedelta(seconds=retry_interval)
-        self._submitters = ThreadPoolExecutor(max_workers=4, thread_name_prefix="submit")
-        self._flights: dict[str, Future[None]] = {}
-        self._flights_lock = threading.Lock()
+        self._now = now
+        retry = timedelta(seconds=retry_interval)
+        self._submissions = Submissions(ledger, backend, files_of, retry_interval=retry, now=now)
+        self._survey = Survey(ledger, backend, self._submissions, username_of, machine=machine, now=now)
 
     def close(self) -> None:
         """Let submissions under way end, so that their outcome is recorded."""
-        self._submitters.shutdown(wait=True, cancel_futures=True)
+        self._submissions.close()
 
     # Creating
 
@@ -111,7 +98,7 @@ class Jobs:
             (folder + script).encode()
         except UnicodeEncodeError:
             raise InvalidRequest("the folder and the script of a job need names in UTF-8") from None
-        _, digest = _read_script(files, folder, script)
+        _, digest = read_script(files, folder, script)
         if key is not None:
             key = f"key:{key}"
             if len(key) > 128:
@@ -119,6 +106,8 @@ class Jobs:
         else:
             key = automatic_key(folder, script, digest)
         job = self._ledger.find_by_key(user.id, key)
+        if job is None and key.startswith("auto:"):
+            job = self._survey.by_guard(user, files, folder, script, digest)
         if job is None:
             living = self._ledger.active_in_folder(user.id, folder)
             if living is not None:
@@ -154,7 +143,7 @@ class Jobs:
             client_ref=client_ref,
             machine=self._machine,
             backend=self._backend.name,
-            created_at=utc_now(),
+            created_at=self._now(),
             state=JobState.CREATED.value,
             cancel_requested=False,
             attempt=0,
@@ -172,100 +161,17 @@ class Jobs:
         :raises SubmissionRefused: with the scheduler's words, if it refuses the job for good.
         """
         if job.job_state in (JobState.CREATED, JobState.REFUSED):
-            text, digest = _read_script(self._files_of(user), job.folder, job.script)
-            now = utc_now()
-            intended = self._ledger.change(
-                job,
-                {
-                    "state": JobState.SUBMITTING,
-                    "script_digest": digest,
-                    "attempt": job.attempt + 1,
-                    "intended_at": now,
-                    "lease_until": now + self._lease,
-                    "search_first": True,
-                    "cancel_requested": False,
-                    "message": None,
-                },
-                take_over=True,
-            )
-            if intended is not None:
-                self._fly(intended, text)
-        with self._flights_lock:
-            flight = self._flights.get(job.id)
-        if flight is not None:
-            wait_for([flight], timeout=self._launch_wait)
+            text, digest = read_script(self._files_of(user), job.folder, job.script)
+            # What the scheduler holds comes first: the job may be among it, if the ledger was lost.
+            ready = self._survey.wait(self._launch_wait)
+            intended = self._submissions.intend(job, digest, at_once=ready)
+            if intended is not None and ready:
+                self._submissions.begin(intended, text)
+        self._submissions.wait(job.id, self._launch_wait)
         current = self._ledger.get(job.id) or job
         if current.job_state is JobState.REFUSED:
             raise SubmissionRefused(current.message or "the scheduler refused the job")
         return current
-
-    def _fly(self, job: Job, text: bytes) -> None:
-        """Submit in a thread of this process, at most once at a time for each job."""
-        with self._flights_lock:
-            if job.id in self._flights:
-                return
-            future = self._submitters.submit(self._submit, job, text)
-            self._flights[job.id] = future
-        future.add_done_callback(lambda _: self._flights.pop(job.id, None))
-
-    def _submit(self, job: Job, text: bytes) -> None:
-        submission = Submission(
-            jobid=job.id,
-            folder=job.folder,
-            script=str(PurePosixPath(job.folder, job.script)),
-            script_text=text,
-            script_digest=job.script_digest or "",
-            guard=guard_of(job),
-            comment=f"marketplace-hpc:{job.id}" + (f" {job.client_ref}" if job.client_ref else ""),
-            client_ref=job.client_ref,
-        )
-        now = utc_now()
-        try:
-            identifier = self._backend.submit(submission)
-        except Refused as exc:
-            logger.info("job %s refused for good: %s", job.id, exc)
-            self._ledger.change(
-                job, {"state": JobState.REFUSED, "message": str(exc), "search_first": False, "lease_until": None}
-            )
-        except Deferred as exc:
-            logger.warning("job %s refused for now, will be tried again: %s", job.id, exc)
-            self._ledger.change(
-                job,
-                {"message": str(exc), "search_first": False, "lease_until": utc_now() + self._retry_interval},
-            )
-        except Exception as exc:
-            # Unknown, or a fault of ours: either way it may have been submitted.
-            expected = isinstance(exc, Unknown)
-            logger.warning("whether job %s was submitted is not known: %s", job.id, exc, exc_info=not expected)
-            self._ledger.change(job, {"message": str(exc), "search_first": True, "lease_until": utc_now()})
-        else:
-            self._confirm(job, identifier, now)
-
-    def _confirm(self, job: Job, identifier: str, submitted_at: datetime) -> None:
-        """Record the scheduler's id the moment it exists; whoever lost the fence meanwhile must not leave a second job."""
-        recorded = self._ledger.change(
-            job,
-            {
-                "state": JobState.QUEUED,
-                "scheduler_id": identifier,
-                "submitted_at": submitted_at,
-                "search_first": False,
-                "lease_until": None,
-                "message": None,
-            },
-        )
-        if recorded is not None:
-            logger.info("job %s submitted as %s from %s", job.id, identifier, job.folder)
-            return
-        current = self._ledger.get(job.id)
-        if current is not None and current.scheduler_id != identifier:
-            logger.warning("job %s was taken over meanwhile; cancelling the duplicate %s", job.id, identifier)
-            try:
-                self._backend.cancel(identifier)
-            except BackendError:
-                logger.exception(
-                    "the duplicate %s could not be cancelled; its guard ends it before user code", identifier
-                )
 
     # Cancelling
 
@@ -277,7 +183,11 @@ class Jobs:
         :raises Unavailable: if the scheduler did not take the request; the wish is recorded and tried again.
         """
         if job.job_state is JobState.CREATED and unlaunched:
-            values = {"state": JobState.CANCELLED, "message": "cancelled before it was launched", "ended_at": utc_now()}
+            values = {
+                "state": JobState.CANCELLED,
+                "message": "cancelled before it was launched",
+                "ended_at": self._now(),
+            }
             # Somebody may have launched it in between.
             job = self._ledger.change(job, values) or self._ledger.get(job.id) or job
         if job.job_state.final:
@@ -289,8 +199,8 @@ class Jobs:
         if current.scheduler_id and not current.job_state.final:
             self._cancel(current)
             self._watch.refresh()
-        elif current.job_state is JobState.SUBMITTING and next_step(current, utc_now()) is Step.CANCEL:
-            self._give_up(current)
+        elif current.job_state is JobState.SUBMITTING and next_step(current, self._now()) is Step.CANCEL:
+            self._submissions.give_up(current)
         return self._ledger.get(job.id) or current
 
     def _cancel(self, job: Job) -> None:
@@ -300,11 +210,6 @@ class Jobs:
             raise Unavailable(
                 f"the scheduler does not take the cancellation now, it will be tried again: {exc}"
             ) from exc
-
-    def _give_up(self, job: Job) -> None:
-        self._ledger.change(
-            job, {"state": JobState.CANCELLED, "message": "cancelled before it was submitted", "ended_at": utc_now()}
-        )
 
     # Asking
 
@@ -341,7 +246,7 @@ class Jobs:
         age = self._watch.age(job)
         elapsed = job.elapsed
         if elapsed is None and job.started_at is not None and not job.job_state.final:
-            elapsed = max(0.0, (utc_now() - job.started_at).total_seconds())
+            elapsed = max(0.0, (self._now() - job.started_at).total_seconds())
         document: dict[str, Any] = {
             "jobid": job.id,
             "state": job.state,
@@ -372,114 +277,27 @@ class Jobs:
         }
         if accounting:
             document["accounting"] = job.accounting
+            document["duplicates"] = list(job.duplicates or ())
         return document
 
     # Reconciling
 
     def reconcile(self) -> None:
         """Take each unconfirmed submission and each open cancellation one step further; called again and again."""
-        for job in self._ledger.active():
+        self._watch.refresh()
+        if self._watch.queue is not None:
             try:
-                if job.job_state is JobState.SUBMITTING:
-                    with self._flights_lock:
-                        flying = job.id in self._flights
-                    if not flying:
-                        self._advance(job)
-                elif job.cancel_requested and job.scheduler_id:
-                    self._backend.cancel(job.scheduler_id)
+                self._survey.look(self._watch.queue)
+            except BackendError as exc:
+                logger.warning("the scheduler's jobs could not be looked through: %s", exc)
+        for job in self._ledger.unsettled():
+            try:
+                if job.job_state is not JobState.SUBMITTING:
+                    self._backend.cancel(job.scheduler_id or "")
+                elif self._survey.done:
+                    self._submissions.advance(job)
             except (BackendError, GatewayError) as exc:
                 logger.warning("job %s could not be taken further: %s", job.id, exc)
-        self._watch.refresh()
-
-    def _advance(self, job: Job) -> None:
-        now = utc_now()
-        step = next_step(job, now)
-        if step is Step.CANCEL:
-            self._give_up(job)
-        elif step is Step.SUBMIT:
-            self._resubmit(job, now)
-        elif step is Step.LOOK:
-            found = self._look(job)
-            if found:
-                self._adopt(job, found)
-            elif proven_absent(job, now, self._backend.settling_time):
-                logger.warning("job %s: its submission never happened", job.id)
-                if job.cancel_requested:
-                    self._give_up(job)
-                else:
-                    self._resubmit(job, now)
-
-    def _look(self, job: Job) -> list[Observation]:
-        since = (job.intended_at or job.created_at) - _CLOCK_SKEW
-        known = {other.scheduler_id for other in self._ledger.in_folder(job.folder) if other.id != job.id}
-        found = [one for one in self._backend.find(job.folder, since) if one.id not in known]
-        return sorted(found, key=lambda one: (one.submitted_at is None, one.submitted_at, one.id))
-
-    def _adopt(self, job: Job, found: list[Observation]) -> None:
-        first, *others = self._guard_holder_first(job, found)
-        adopted = self._ledger.change(
-            job,
-            {
-                "state": JobState.QUEUED,
-                "scheduler_id": first.id,
-                "submitted_at": first.submitted_at,
-                "search_first": False,
-                "lease_until": None,
-                "message": None,
-            },
-            take_over=True,
-        )
-        if adopted is None:
-            return
-        logger.warning("job %s: its submission was found again as %s", job.id, first.id)
-        for other in others:
-            logger.warning("job %s: cancelling the duplicate %s", job.id, other.id)
-            self._backend.cancel(other.id)
-
-    def _guard_holder_first(self, job: Job, found: list[Observation]) -> list[Observation]:
-        """Of several copies, the one that runs user code is the one whose id is in the guard, not the one submitted first."""
-        if len(found) > 1:
-            try:
-                content, _ = self._files_of(self._ledger.user(job.user_id)).read(f"{job.folder}/{guard_of(job)}")
-                with content:
-                    holder = content.readline(64).decode("ascii", "replace").strip()
-                found.sort(key=lambda one: one.id != holder)
-            except GatewayError:
-                pass  # No copy has started yet: whichever stays will take the guard.
-        return found
-
-    def _resubmit(self, job: Job, now: datetime) -> None:
-        taken = self._ledger.change(job, {"lease_until": now + self._lease, "search_first": True}, take_over=True)
-        if taken is None:
-            return
-        text = b""
-        try:
-            text, digest = _read_script(self._files_of(self._ledger.user(taken.user_id)), taken.folder, taken.script)
-            problem = "was changed" if digest != taken.script_digest else None
-        except GatewayError as exc:
-            problem = f"cannot be read any more ({exc.message})"
-        if problem is not None:
-            message = f"the script {taken.folder}/{taken.script} {problem} while the job waited to be submitted"
-            self._ledger.change(
-                taken, {"state": JobState.REFUSED, "message": message, "search_first": False, "lease_until": None}
-            )
-            return
-        self._fly(taken, text)
-
-
-def guard_of(job: Job) -> str:
-    """The name of the file that a job takes in its folder before it runs the script; the job's id is written into it."""
-    return f".marketplace-hpc-{job.id}"
-
-
-def _read_script(files: Files, folder: str, script: str) -> tuple[bytes, str]:
-    """The job script and its digest."""
-    content, attributes = files.read(f"{folder}/{script}")
-    with content:
-        if attributes.st_size > MAX_SCRIPT:
-            raise InvalidRequest(f"the script {folder}/{script} has more than {MAX_SCRIPT} bytes")
-        text = content.read(MAX_SCRIPT + 1)
-    return text, bundle.digest_of(text)
 
 
 def _iso(moment: datetime | None) -> str | None:

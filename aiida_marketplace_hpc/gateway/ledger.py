@@ -27,9 +27,12 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    and_,
     create_engine,
     event,
+    or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -51,6 +54,10 @@ class _UtcDateTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
         return None if value is None else value.replace(tzinfo=timezone.utc)
+
+
+LIVING = "state IN ('SUBMITTING', 'QUEUED', 'HELD', 'RUNNING', 'SUSPENDED')"
+"""The condition, in SQL, for jobs that were launched and have not ended."""
 
 
 class Base(DeclarativeBase):
@@ -82,6 +89,17 @@ class Job(Base):
         Index("ix_jobs_user_state", "user_id", "state"),
         Index("ix_jobs_state", "state"),
         Index("ix_jobs_user_folder", "user_id", "folder"),
+        Index("ix_jobs_folder", "folder"),
+        Index("ix_jobs_scheduler_id", "scheduler_id"),
+        # In a folder there is one living job of a user's at most, whoever asks at the same time.
+        Index(
+            "uq_jobs_living",
+            "user_id",
+            "folder",
+            unique=True,
+            sqlite_where=text(LIVING),
+            postgresql_where=text(LIVING),
+        ),
     )
 
     id: Mapped[str] = mapped_column(String(24), primary_key=True)
@@ -113,6 +131,8 @@ class Job(Base):
     """Whether a submission may have happened of which the ledger knows nothing: look before submitting again."""
 
     scheduler_id: Mapped[str | None] = mapped_column(String(64))
+    duplicates: Mapped[list[str] | None] = mapped_column(JSON)
+    """The scheduler's ids of second copies, which ended before user code."""
     scheduler_state: Mapped[str | None] = mapped_column(String(64))
     observed_at: Mapped[datetime | None] = mapped_column(_UtcDateTime)
     """When the scheduler last said something about this job."""
@@ -148,8 +168,8 @@ def utc_now() -> datetime:
 
 def automatic_key(folder: str, script: str, script_digest: str) -> str:
     """The key of a job that is made of an existing folder and a script in it: the same again is the same job."""
-    text = "\0".join((folder, script, script_digest))
-    return f"auto:{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()}"
+    whole = "\0".join((folder, script, script_digest))
+    return f"auto:{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()}"
 
 
 class Ledger:
@@ -197,6 +217,9 @@ class Ledger:
             known: User | None = session.scalar(_by_identity(identity))
         if known is not None:
             return known
+        claimed = self._claim(identity)
+        if claimed is not None:
+            return claimed
         candidates = [folder_name(identity.email)]
         candidates += [f"{candidates[0]}-{secrets.token_hex(3)}" for _ in range(5)]
         for username in candidates:
@@ -220,6 +243,39 @@ class Ledger:
                 if existing is not None:
                     return existing
         raise RuntimeError(f"no free folder name for {identity.email}")
+
+    def user_by_owner(self, owner: str, username: str) -> User:
+        """The user that :func:`owner_of` names, made again where the ledger has lost them.
+
+        The row becomes theirs when they come (:meth:`user_of`).
+
+        :param username: their folder name.
+        """
+        for user in self.users():
+            if owner_of(user) == owner:
+                return user
+        for name in (username or f"lost-{secrets.token_hex(3)}", f"{username or 'lost'}-{secrets.token_hex(3)}"):
+            user = User(
+                id=new_id(), issuer=_LOST, subject=owner, email="", name="", username=name, created_at=utc_now()
+            )
+            try:
+                with self.writing() as session:
+                    session.add(user)
+                return user
+            except IntegrityError:  # Somebody else has that folder name by now.
+                continue
+        raise RuntimeError(f"no free folder name for {username}")
+
+    def _claim(self, identity: Identity) -> User | None:
+        """Give somebody the row that was made for them while the ledger did not know them."""
+        owner = _owner(identity.issuer, identity.subject)
+        named = {"issuer": identity.issuer, "subject": identity.subject, "email": identity.email, "name": identity.name}
+        statement = update(User).where(User.issuer == _LOST, User.subject == owner).values(**named)
+        with self.writing() as session:
+            session.execute(statement)
+        with self.reading() as session:
+            claimed: User | None = session.scalar(_by_identity(identity))
+        return claimed
 
     def user(self, user_id: str) -> User:
         """The user of that id.
@@ -270,10 +326,9 @@ class Ledger:
     def get_many(self, jobids: Collection[str], user_id: str) -> dict[str, Job]:
         """Those of the jobs that are this user's, by id."""
         found: dict[str, Job] = {}
-        ids = list(jobids)
         with self.reading() as session:
-            for start in range(0, len(ids), 500):  # Databases limit the number of variables in a statement.
-                query = select(Job).where(Job.user_id == user_id, Job.id.in_(ids[start : start + 500]))
+            for part in _parts(list(jobids)):
+                query = select(Job).where(Job.user_id == user_id, Job.id.in_(part))
                 found.update((job.id, job) for job in session.scalars(query))
         return found
 
@@ -301,6 +356,31 @@ class Ledger:
         with self.reading() as session:
             return list(session.scalars(select(Job).where(Job.state.in_(_ACTIVE)).order_by(Job.created_at)))
 
+    def unsettled(self) -> list[Job]:
+        """Everybody's jobs whose submission is not confirmed, or whose end is wanted."""
+        wanted = or_(Job.state == JobState.SUBMITTING.value, and_(Job.cancel_requested, Job.state.in_(_ACTIVE)))
+        with self.reading() as session:
+            return list(session.scalars(select(Job).where(wanted).order_by(Job.created_at)))
+
+    def folders_of(self, scheduler_ids: Collection[str]) -> dict[str, list[str]]:
+        """The folders of the jobs that have, or had, these ids of the scheduler's."""
+        found: dict[str, list[str]] = {}
+        ids = list(scheduler_ids)
+        with self.reading() as session:
+            for part in _parts(ids):
+                for id, folder in session.execute(
+                    select(Job.scheduler_id, Job.folder).where(Job.scheduler_id.in_(part))
+                ):
+                    found.setdefault(str(id), []).append(folder)
+        return found
+
+    def note_duplicate(self, jobid: str, scheduler_id: str) -> None:
+        """Record that the scheduler has a second copy of a job. May be repeated."""
+        with self.writing() as session:
+            job = session.get(Job, jobid, with_for_update=True)
+            if job is not None and scheduler_id not in (job.duplicates or ()):
+                job.duplicates = [*(job.duplicates or ()), scheduler_id]
+
     def change(self, job: Job, values: Mapping[str, Any], *, take_over: bool = False) -> Job | None:
         """Change a job if it is still in the state, and under the fence, in which the caller saw it.
 
@@ -308,21 +388,48 @@ class Ledger:
         :param take_over: count the fence up, so that whoever worked under the old number can record nothing any more.
         :returns: the job as it is now, or ``None`` if somebody else was faster; then nothing was changed.
         """
-        values = dict(values)
-        if "state" in values:
-            values["state"] = JobState(values["state"]).value
-        if take_over:
-            values["fence"] = job.fence + 1
-        statement = (
-            update(Job)
-            .where(Job.id == job.id, Job.state == job.job_state.value, Job.fence == job.fence)
-            .values(**values)
-            .execution_options(synchronize_session=False)
-        )
-        with self.writing() as session:
-            changed: int = session.execute(statement).rowcount  # type: ignore[attr-defined]
-        return self.get(job.id) if changed else None
+        values = {**values, "fence": job.fence + 1} if take_over else values
+        return self.get(job.id) if self.change_all([(job, values)]) else None
 
+    def change_all(self, changes: Sequence[tuple[Job, Mapping[str, Any]]]) -> list[str]:
+        """Change many jobs in one transaction, each as :meth:`change` does.
+
+        :returns: the ids of those that were changed.
+        """
+        changed: list[str] = []
+        with self.writing() as session:
+            for job, values in changes:
+                given = dict(values)
+                if "state" in given:
+                    given["state"] = JobState(given["state"]).value
+                statement = (
+                    update(Job)
+                    .where(Job.id == job.id, Job.state == job.job_state.value, Job.fence == job.fence)
+                    .values(**given)
+                    .execution_options(synchronize_session=False)
+                )
+                if session.execute(statement).rowcount:  # type: ignore[attr-defined]
+                    changed.append(job.id)
+        return changed
+
+
+def owner_of(user: User) -> str:
+    """What a job says about whose it is: nothing that names them, and enough to know them again."""
+    return user.subject if user.issuer == _LOST else _owner(user.issuer, user.subject)
+
+
+def _owner(issuer: str, subject: str) -> str:
+    return hashlib.sha256(f"{issuer}\0{subject}".encode()).hexdigest()
+
+
+def _parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Databases limit the number of variables in a statement."""
+    for start in range(0, len(ids), 500):
+        yield ids[start : start + 500]
+
+
+_LOST = "lost"
+"""The issuer of a user whom the ledger has lost; no identity has it."""
 
 _ACTIVE: Sequence[str] = tuple(state.value for state in JobState if state.active)
 

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
-from aiida_marketplace_hpc.gateway.backends.base import Observation
+from aiida_marketplace_hpc.gateway.backends.base import Observation, is_in
 from aiida_marketplace_hpc.gateway.ledger import Job
 from aiida_marketplace_hpc.protocol import JobState
 
@@ -75,9 +75,14 @@ class Evidence:
         return None
 
 
+def about(job: Job, observation: Observation | None) -> Observation | None:
+    """An observation under the job's id, if it is about this job: batch systems use ids again."""
+    return observation if observation is not None and is_in(observation, job.folder) else None
+
+
 def needs_accounting(job: Job, queue: Mapping[str, Observation]) -> bool:
     """Whether the queue alone does not say how the job is."""
-    observation = queue.get(job.scheduler_id or "")
+    observation = about(job, queue.get(job.scheduler_id or ""))
     return observation is None or observation.state.final
 
 

@@ -6,8 +6,10 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 
 from aiida_marketplace_hpc.errors import ConfigurationError, FileError
@@ -17,7 +19,7 @@ from aiida_marketplace_hpc.gateway.config import Settings
 from aiida_marketplace_hpc.gateway.descriptors import Advance
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.jobs import Jobs
-from aiida_marketplace_hpc.gateway.ledger import Ledger, User
+from aiida_marketplace_hpc.gateway.ledger import Ledger, User, utc_now
 from aiida_marketplace_hpc.gateway.operations import Operations
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
 from aiida_marketplace_hpc.gateway.transfers import Transfers
@@ -59,17 +61,27 @@ class Gateway:
 
     :param settings: checked settings.
     :param backend: replaces the one that the settings name.
+    :param now: the time of the jobs, aware.
     """
 
-    def __init__(self, settings: Settings, backend: Backend | None = None) -> None:
+    def __init__(
+        self, settings: Settings, backend: Backend | None = None, *, now: Callable[[], datetime] = utc_now
+    ) -> None:
         self.settings = settings
         self.ledger = Ledger(settings.database_url)
         self.keep = Keep(unfinished=settings.keep_unfinished * 86400.0, size=settings.unfinished_limit * 1024**3)
         self.backend = backend or _backend(settings)
-        self.watch = Watch(
-            self.ledger, self.backend, settings.poll_interval or _POLL_INTERVAL.get(self.backend.name, 2.0)
+        interval = settings.poll_interval or _POLL_INTERVAL.get(self.backend.name, 2.0)
+        self.watch = Watch(self.ledger, self.backend, interval, now=now)
+        self.jobs = Jobs(
+            self.ledger,
+            self.backend,
+            self.watch,
+            self.files_of,
+            self._username_of,
+            machine=settings.machine_name,
+            now=now,
         )
-        self.jobs = Jobs(self.ledger, self.backend, self.watch, self.files_of, machine=settings.machine_name)
         self.operations = Operations()
         self.authenticator: Authenticator = DevelopmentTokens(settings.dev_token)
         self._callers: dict[str, tuple[float, Caller]] = {}
@@ -118,6 +130,14 @@ class Gateway:
         return Files(
             Roots([Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots])
         )
+
+    def _username_of(self, path: str) -> str | None:
+        """The folder name of the user whose root a path lies below; empty below a root that is everybody's."""
+        for root in self.settings.roots:
+            username = root.username_in(path)
+            if username is not None and not root.read_only:
+                return username
+        return None
 
     def sweep(self) -> None:
         """Remove what is kept of uploads that broke off too long ago; the background does so every ten minutes."""

@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Any
 
-from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError
+from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, Observation
 from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, utc_now
-from aiida_marketplace_hpc.gateway.reconcile import Evidence, changes, needs_accounting
+from aiida_marketplace_hpc.gateway.reconcile import Evidence, about, changes, needs_accounting
+from aiida_marketplace_hpc.protocol import JobState
 
 logger = logging.getLogger(__name__)
+
+_IDLE = 15
+"""Times the interval: how often the scheduler is asked while no job is known to live. One may, that came late."""
 
 
 class Watch:
@@ -32,15 +37,20 @@ class Watch:
         *,
         patience: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._ledger = ledger
         self._backend = backend
         self._interval = interval
         self._patience = patience
         self._clock = clock
+        self._now = now
         self._round = threading.Lock()
         self._asked: float | None = None
+        self._answered: float | None = None
         self._seen: dict[str, float] = {}
+        self.queue: Mapping[str, Observation] | None = None
+        """All that the scheduler held in the last round in which it answered; ``None``: it has not answered yet."""
         self.problem: str | None = None
         """Why the last round brought no answer, or ``None`` if it did."""
 
@@ -52,7 +62,7 @@ class Watch:
         if seen is not None:
             return self._clock() - seen
         if job.observed_at is not None:
-            return (utc_now() - job.observed_at).total_seconds()
+            return (self._now() - job.observed_at).total_seconds()
         return None
 
     def refresh(self) -> None:
@@ -68,10 +78,10 @@ class Watch:
 
     def _ask(self) -> None:
         jobs = [job for job in self._ledger.active() if job.scheduler_id]
-        self._asked = self._clock()
-        if not jobs:
-            self.problem = None
+        idle = not jobs and self.queue is not None
+        if idle and self._answered is not None and self._clock() - self._answered < _IDLE * self._interval:
             return
+        self._asked = self._clock()
         try:
             # The queue is read first: a job that ends between the two questions is then in the second answer.
             queue = self._backend.queue()
@@ -83,21 +93,23 @@ class Watch:
             self.problem = str(exc)
             logger.warning("the scheduler gives no answer, states stay as they are: %s", exc)
             return
-        self.problem = None
-        now, moment = utc_now(), self._clock()
+        self.problem, self.queue, self._answered = None, queue, self._clock()
+        now, moment = self._now(), self._clock()
+        changed: list[tuple[Job, dict[str, Any]]] = []
         for job in jobs:
             identifier = job.scheduler_id or ""
-            evidence = Evidence(queue.get(identifier), accounting.get(identifier))
+            evidence = Evidence(about(job, queue.get(identifier)), accounting.get(identifier))
             if evidence.best is not None:
                 self._seen[job.id] = moment
-            self._record(job, evidence, now)
+            if new := changes(job, evidence):
+                changed.append((job, {**new, "observed_at": now}))
+        if changed:
+            self._record(changed)
 
-    def _record(self, job: Job, evidence: Evidence, now: datetime) -> None:
-        new = changes(job, evidence)
-        if not new:
-            return
-        changed = self._ledger.change(job, {**new, "observed_at": now})
-        if changed is not None and "state" in new:
-            logger.info("job %s (scheduler id %s): %s -> %s", job.id, job.scheduler_id, job.state, changed.state)
-            if changed.job_state.final:
-                self._seen.pop(job.id, None)
+    def _record(self, changed: list[tuple[Job, dict[str, Any]]]) -> None:
+        recorded = set(self._ledger.change_all(changed))
+        for job, new in changed:
+            if job.id in recorded and "state" in new:
+                logger.info("job %s (scheduler id %s): %s -> %s", job.id, job.scheduler_id, job.state, new["state"])
+                if JobState(new["state"]).final:
+                    self._seen.pop(job.id, None)

@@ -57,6 +57,7 @@ class FakeBackend(Backend):
                 submission.script,
                 submission.script_digest,
                 submission.client_ref,
+                submission.owner,
             )
         return identifier
 

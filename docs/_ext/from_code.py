@@ -158,7 +158,7 @@ class Limits(FromCode):
     """The limits of a gateway, as `getInfo` announces them, and some that it does not."""
 
     def lines(self) -> list[str]:
-        from aiida_marketplace_hpc.gateway import app, jobs
+        from aiida_marketplace_hpc.gateway import app, submission
         from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS
 
         return table(
@@ -166,7 +166,7 @@ class Limits(FromCode):
             [
                 ["operations in one `query`", f"{MAX_OPERATIONS:,}"],
                 ["ids in one `jobs.states`", f"{MAX_JOBIDS:,}"],
-                ["a job script", f"{jobs.MAX_SCRIPT:,} bytes"],
+                ["a job script", f"{submission.MAX_SCRIPT:,} bytes"],
                 ["a JSON body", f"{app.MAX_JSON:,} bytes"],
             ],
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,18 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture
-def gateway(tmp_path: Path, backend: FakeBackend) -> Iterator[Gateway]:
+def later() -> list[timedelta]:
+    """Time that has passed, for the jobs' clock: append to it."""
+    return []
+
+
+@pytest.fixture
+def clock(later: list[timedelta]) -> Callable[[], datetime]:
+    return lambda: datetime.now(timezone.utc) + sum(later, timedelta())
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, backend: FakeBackend, clock: Callable[[], datetime]) -> Iterator[Gateway]:
     """A gateway whose background does not run: a test calls ``reconcile`` when it wants it."""
     settings = load(
         {
@@ -31,8 +43,9 @@ def gateway(tmp_path: Path, backend: FakeBackend) -> Iterator[Gateway]:
             "poll_interval": 1e-9,
         }
     )
-    gateway = Gateway(settings, backend)
+    gateway = Gateway(settings, backend, now=clock)
     gateway.ledger.migrate()
+    gateway.jobs.reconcile()
     yield gateway
     gateway.jobs.close()
     gateway.ledger.close()

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import threading
-from datetime import datetime, timedelta, timezone
+from collections.abc import Callable
+from datetime import datetime, timedelta
 
 import pytest
 
 from aiida_marketplace_hpc.errors import Conflict, NotFound, SubmissionRefused, Unavailable
-from aiida_marketplace_hpc.gateway import jobs as jobs_module
 from aiida_marketplace_hpc.gateway.auth import Identity
 from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, Submission, Unknown
 from aiida_marketplace_hpc.gateway.ledger import Job, User
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.protocol import JobState
 from aiida_marketplace_hpc.testing.backend import FakeBackend
-
-
-@pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> list[timedelta]:
-    """Time that has passed, for the jobs' clock: append to it."""
-    passed: list[timedelta] = []
-
-    def now() -> datetime:
-        return datetime.now(timezone.utc) + sum(passed, timedelta())
-
-    monkeypatch.setattr(jobs_module, "utc_now", now)
-    return passed
 
 
 def launch(gateway: Gateway, user: User, folder: str, **options: str) -> Job:
@@ -187,7 +175,12 @@ class Killed(BaseException):
 
 
 def test_a_gateway_killed_between_sbatch_and_its_record_finds_the_job(
-    gateway: Gateway, backend: FakeBackend, alice: User, folder: str, later: list[timedelta]
+    gateway: Gateway,
+    backend: FakeBackend,
+    alice: User,
+    folder: str,
+    later: list[timedelta],
+    clock: Callable[[], datetime],
 ) -> None:
     def killed(submission: Submission) -> str:
         backend.accept(submission)
@@ -196,7 +189,7 @@ def test_a_gateway_killed_between_sbatch_and_its_record_finds_the_job(
     backend.on_submit = killed
     job = launch(gateway, alice, folder)
     backend.on_submit = None
-    after_restart = Gateway(gateway.settings, backend)
+    after_restart = Gateway(gateway.settings, backend, now=clock)
     try:
         later.append(timedelta(minutes=2))
         after_restart.jobs.reconcile()

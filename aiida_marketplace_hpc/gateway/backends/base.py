@@ -51,6 +51,8 @@ class Submission:
     :param guard: the name of the file in ``folder`` that a job takes exclusively before it runs ``script``, so that a second
         copy of the same submission ends before user code.
     :param comment: added where the batch system keeps one and the script sets none.
+    :param client_ref: the caller's own reference, such as the UUID of an AiiDA node.
+    :param owner: tells users apart without naming them.
     """
 
     jobid: str
@@ -61,6 +63,7 @@ class Submission:
     guard: str
     comment: str
     client_ref: str | None = None
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Trace:
     script: str
     script_digest: str
     client_ref: str | None
+    owner: str
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ EXIT_NO_GUARD = 73
 """Exit code of a job that could not write the guard: its folder is gone, read-only or full."""
 
 _TRACE = b"# marketplace-hpc-submission: "
-_TRACED = ("jobid", "folder", "script", "script_digest", "client_ref")
+_TRACED = ("jobid", "folder", "script", "script_digest", "client_ref", "owner")
 
 _INTERPRETER_LINE = re.compile(rb"#![ \t]*([^ \t\n]*)[ \t]*([^\n]*)")
 
@@ -85,7 +85,7 @@ def read_trace(wrapper: bytes) -> Trace | None:
         trace = Trace(**{name: fields[name] for name in _TRACED})
     except (ValueError, TypeError, KeyError):
         return None
-    texts = (trace.jobid, trace.folder, trace.script, trace.script_digest)
+    texts = (trace.jobid, trace.folder, trace.script, trace.script_digest, trace.owner)
     return trace if all(isinstance(text, str) for text in texts) else None
 
 

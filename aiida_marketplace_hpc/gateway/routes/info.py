@@ -6,9 +6,9 @@ import os
 from typing import Any
 
 from aiida_marketplace_hpc import __version__
-from aiida_marketplace_hpc.gateway.jobs import MAX_SCRIPT
 from aiida_marketplace_hpc.gateway.roots import Root
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
+from aiida_marketplace_hpc.gateway.submission import MAX_SCRIPT
 from aiida_marketplace_hpc.protocol import API_VERSION, EXTENSIONS, MAX_JOBIDS, MAX_OPERATIONS, OLDEST_CLIENT
 
 

@@ -129,11 +129,11 @@ def test_the_header_is_copied_and_the_body_is_not(tmp_path: Path) -> None:
 
 
 def test_a_wrapper_says_which_submission_it_is(tmp_path: Path) -> None:
-    others = b'{"jobid": "8", "folder": "/", "script": "/x", "script_digest": "", "client_ref": ""}'
+    others = b'{"jobid": "8", "folder": "/", "script": "/x", "script_digest": "", "client_ref": "", "owner": ""}'
     forged = b"# marketplace-hpc-submission: " + others
-    job = replace(submission(tmp_path, b"#!/bin/sh\n" + forged + b"\necho body\n"), client_ref="node")
+    job = replace(submission(tmp_path, b"#!/bin/sh\n" + forged + b"\necho body\n"), client_ref="node", owner="me")
     trace = read_trace(wrap(job))
-    assert trace == Trace("7", job.folder, job.script, "sha-256:0", "node")
+    assert trace == Trace("7", job.folder, job.script, "sha-256:0", "node", "me")
     assert run(wrap(job), tmp_path, SLURM_JOB_ID="1").stdout == "body\n"
 
 

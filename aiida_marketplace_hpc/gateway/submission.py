@@ -1,0 +1,302 @@
+"""From an intention in the ledger to a job of the scheduler: once, whatever is lost or killed in between.
+
+A launch is written down before it is done. :class:`Submissions` then acts in a thread and records the outcome, under the
+fence that the intention has given it. Where an intention is found without an outcome (the gateway was killed, the scheduler's
+answer was lost), :meth:`Submissions.advance` takes it one step further: it looks for the job among those of the scheduler,
+and submits again only when it is proven that there is none.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from datetime import datetime, timedelta
+from pathlib import PurePosixPath
+
+from sqlalchemy.exc import IntegrityError
+
+from aiida_marketplace_hpc import bundle
+from aiida_marketplace_hpc.errors import Conflict, GatewayError, InvalidRequest
+from aiida_marketplace_hpc.gateway.backends.base import (
+    Backend,
+    BackendError,
+    Deferred,
+    Fault,
+    Observation,
+    Refused,
+    Submission,
+    Unknown,
+)
+from aiida_marketplace_hpc.gateway.files import Files
+from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, User, owner_of
+from aiida_marketplace_hpc.gateway.reconcile import Step, next_step, proven_absent
+from aiida_marketplace_hpc.protocol import JobState
+
+logger = logging.getLogger(__name__)
+
+GUARD_PREFIX = ".marketplace-hpc-"
+"""What the name of a guard begins with; the job's id follows."""
+MAX_SCRIPT = 4 * 1024 * 1024
+"""Bytes: Slurm's own limit for a batch script (``max_script_size``)."""
+_THREADS = 4
+_WAITING = timedelta(seconds=10)
+"""How long a submission may wait for a thread before its lease is renewed."""
+_CLOCK_SKEW = timedelta(seconds=5)
+
+
+class Submissions:
+    """Submits what the ledger says is to be submitted.
+
+    :param files_of: what a user can do with files; scripts are read with it, never around it.
+    :param retry_interval: between attempts while the scheduler takes no jobs.
+    :param now: the time, aware.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        backend: Backend,
+        files_of: Callable[[User], Files],
+        *,
+        retry_interval: timedelta,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._ledger = ledger
+        self._backend = backend
+        self._files_of = files_of
+        self._retry_interval = retry_interval
+        self._now = now
+        self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="submit")
+        self._flights: dict[str, Future[None]] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let submissions under way end, so that their outcome is recorded."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def intend(self, job: Job, digest: str, *, at_once: bool) -> Job | None:
+        """Write the intention to submit a job down.
+
+        :param digest: of its script.
+        :param at_once: :meth:`begin` follows; else :meth:`advance` is to submit it when it can.
+        :returns: the job, or ``None`` if somebody else was faster.
+        :raises Conflict: if another job lives in the folder by now.
+        """
+        now = self._now()
+        intention = {
+            "state": JobState.SUBMITTING,
+            "script_digest": digest,
+            "attempt": job.attempt + 1,
+            "intended_at": now,
+            "lease_until": now + self._lease if at_once else now,
+            "search_first": at_once,
+            "cancel_requested": False,
+            "message": None if at_once else "waits until the scheduler has said which jobs there are",
+        }
+        try:
+            return self._ledger.change(job, intention, take_over=True)
+        except IntegrityError:
+            raise Conflict(f"another job lives in {job.folder}; cancel it, or wait for its end") from None
+
+    def begin(self, job: Job, text: bytes) -> None:
+        """Submit in a thread of this process, at most once at a time for each job."""
+        with self._lock:
+            if job.id in self._flights:
+                return
+            future = self._threads.submit(self._submit, job, text)
+            self._flights[job.id] = future
+        future.add_done_callback(lambda _: self._flights.pop(job.id, None))
+
+    def under_way(self, jobid: str) -> bool:
+        """Whether a thread of this process is submitting the job."""
+        with self._lock:
+            return jobid in self._flights
+
+    def wait(self, jobid: str, seconds: float) -> None:
+        """Wait for a submission that a thread of this process is making."""
+        with self._lock:
+            flight = self._flights.get(jobid)
+        if flight is not None:
+            wait_for([flight], timeout=seconds)
+
+    def give_up(self, job: Job) -> None:
+        """End a job of which it is certain that it was not submitted."""
+        self._ledger.change(
+            job,
+            {"state": JobState.CANCELLED, "message": "cancelled before it was submitted", "ended_at": self._now()},
+        )
+
+    def advance(self, job: Job) -> None:
+        """Take a submission that nobody in this process is making one step further; called again and again.
+
+        :raises BackendError: the scheduler did not answer; nothing was changed.
+        """
+        if self.under_way(job.id):
+            return
+        now = self._now()
+        step = next_step(job, now)
+        if step is Step.CANCEL:
+            self.give_up(job)
+        elif step is Step.SUBMIT:
+            self._resubmit(job)
+        elif step is Step.LOOK:
+            found = self._look(job)
+            if found:
+                self._adopt(job, found)
+            elif proven_absent(job, now, self._backend.settling_time):
+                logger.warning("job %s: its submission never happened", job.id)
+                if job.cancel_requested:
+                    self.give_up(job)
+                else:
+                    self._resubmit(job)
+
+    def end_copy(self, job: Job, identifier: str) -> None:
+        """Record that the scheduler has a second copy of a job, and ask for its end; its guard ends it before user code."""
+        logger.warning("job %s: %s is a second copy, cancelling it", job.id, identifier)
+        self._ledger.note_duplicate(job.id, identifier)
+        try:
+            self._backend.cancel(identifier)
+        except BackendError as exc:
+            logger.warning("job %s: the second copy %s could not be cancelled: %s", job.id, identifier, exc)
+
+    def guard_holder(self, job: Job) -> str | None:
+        """The scheduler's id of the copy that runs, or ran, user code; ``None`` if none has started yet."""
+        guard = f"{job.folder}/{guard_of(job.id)}"
+        return read_guard(self._files_of(self._ledger.user(job.user_id)), guard)[0]
+
+    @property
+    def _lease(self) -> timedelta:
+        return timedelta(seconds=self._backend.submission_limit) + _WAITING
+
+    def _submit(self, job: Job, text: bytes) -> None:
+        now = self._now()
+        if job.lease_until is None or now > job.lease_until - (self._lease - _WAITING):
+            # It has waited long for a thread. Whoever takes the submission over now finds a higher fence.
+            renewed = self._ledger.change(job, {"lease_until": now + self._lease}, take_over=True)
+            if renewed is None:
+                return
+            job = renewed
+        submission = Submission(
+            jobid=job.id,
+            folder=job.folder,
+            script=str(PurePosixPath(job.folder, job.script)),
+            script_text=text,
+            script_digest=job.script_digest or "",
+            guard=guard_of(job.id),
+            comment=f"marketplace-hpc:{job.id}" + (f" {job.client_ref}" if job.client_ref else ""),
+            client_ref=job.client_ref,
+            owner=owner_of(self._ledger.user(job.user_id)),
+        )
+        try:
+            identifier = self._backend.submit(submission)
+        except Refused as exc:
+            logger.info("job %s refused for good: %s", job.id, exc)
+            self._ledger.change(
+                job, {"state": JobState.REFUSED, "message": str(exc), "search_first": False, "lease_until": None}
+            )
+        except Deferred as exc:
+            if isinstance(exc, Fault):
+                logger.error("job %s cannot be submitted until somebody mends the gateway: %s", job.id, exc)
+            else:
+                logger.warning("job %s refused for now, will be tried again: %s", job.id, exc)
+            self._ledger.change(
+                job,
+                {"message": str(exc), "search_first": False, "lease_until": self._now() + self._retry_interval},
+            )
+        except Exception as exc:
+            # Unknown, or a fault of ours: either way it may have been submitted.
+            expected = isinstance(exc, Unknown)
+            logger.warning("whether job %s was submitted is not known: %s", job.id, exc, exc_info=not expected)
+            self._ledger.change(job, {"message": str(exc), "search_first": True, "lease_until": self._now()})
+        else:
+            self._confirm(job, identifier, now)
+
+    def _confirm(self, job: Job, identifier: str, submitted_at: datetime) -> None:
+        """Record the scheduler's id the moment it exists; whoever lost the fence meanwhile must not leave a second job."""
+        if self._ledger.change(job, taken(identifier, submitted_at)) is not None:
+            logger.info("job %s submitted as %s from %s", job.id, identifier, job.folder)
+            return
+        current = self._ledger.get(job.id)
+        if current is not None and current.scheduler_id != identifier:
+            self.end_copy(current, identifier)
+
+    def _look(self, job: Job) -> list[Observation]:
+        since = (job.intended_at or job.created_at) - _CLOCK_SKEW
+        others = {other.scheduler_id for other in self._ledger.in_folder(job.folder) if other.id != job.id}
+        known = others | set(job.duplicates or ())
+        found = [one for one in self._backend.find(job.folder, since) if one.id not in known]
+        return sorted(found, key=lambda one: (one.submitted_at is None, one.submitted_at, one.id))
+
+    def _adopt(self, job: Job, found: list[Observation]) -> None:
+        if len(found) > 1:
+            # The copy that runs user code is the one whose id is in the guard, not the one that was submitted first.
+            holder = self.guard_holder(job)
+            found.sort(key=lambda one: one.id != holder)
+        first, *others = found
+        if self._ledger.change(job, taken(first.id, first.submitted_at), take_over=True) is None:
+            return
+        logger.warning("job %s: its submission was found again as %s", job.id, first.id)
+        for other in others:
+            self.end_copy(job, other.id)
+
+    def _resubmit(self, job: Job) -> None:
+        lease = {"lease_until": self._now() + self._lease, "search_first": True}
+        taken = self._ledger.change(job, lease, take_over=True)
+        if taken is None:
+            return
+        text = b""
+        try:
+            text, digest = read_script(self._files_of(self._ledger.user(taken.user_id)), taken.folder, taken.script)
+            problem = "was changed" if digest != taken.script_digest else None
+        except GatewayError as exc:
+            problem = f"cannot be read any more ({exc.message})"
+        if problem is not None:
+            message = f"the script {taken.folder}/{taken.script} {problem} while the job waited to be submitted"
+            self._ledger.change(
+                taken, {"state": JobState.REFUSED, "message": message, "search_first": False, "lease_until": None}
+            )
+            return
+        self.begin(taken, text)
+
+
+def taken(identifier: str, submitted_at: datetime | None) -> dict[str, object]:
+    """What the ledger says of a job that the scheduler has taken."""
+    return {
+        "state": JobState.QUEUED,
+        "scheduler_id": identifier,
+        "submitted_at": submitted_at,
+        "search_first": False,
+        "lease_until": None,
+        "message": None,
+    }
+
+
+def guard_of(jobid: str) -> str:
+    """The name of the file that a job takes in its folder before it runs the script."""
+    return f"{GUARD_PREFIX}{jobid}"
+
+
+def read_guard(files: Files, path: str) -> tuple[str | None, str | None]:
+    """What a guard says: the scheduler's id of the job that took it, and the digest of the script that it ran."""
+    try:
+        content, _ = files.read(path)
+    except GatewayError:
+        return None, None
+    with content:
+        lines = content.read(1024).decode("ascii", "replace").split("\n")
+    # The last piece has no end: it may be half a line, or what follows the last one.
+    whole = [line.strip() for line in lines[:-1]]
+    return (whole[0] if whole else None), (whole[1] if len(whole) > 1 else None)
+
+
+def read_script(files: Files, folder: str, script: str) -> tuple[bytes, str]:
+    """The job script and its digest."""
+    content, attributes = files.read(f"{folder}/{script}")
+    with content:
+        if attributes.st_size > MAX_SCRIPT:
+            raise InvalidRequest(f"the script {folder}/{script} has more than {MAX_SCRIPT} bytes")
+        text = content.read(MAX_SCRIPT + 1)
+    return text, bundle.digest_of(text)
