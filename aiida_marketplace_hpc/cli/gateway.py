@@ -59,6 +59,12 @@ def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
     "--access-log", type=click.Path(path_type=Path, dir_okay=False), help="Append a JSON line for each request."
 )
 @click.option(
+    "--metrics",
+    is_flag=True,
+    default=None,
+    help="Show figures for Prometheus at /metrics, to everybody who gets there.",
+)
+@click.option(
     "--keep-unfinished", type=float, metavar="DAYS", help="How long an upload that broke off is kept.  [default: 3]"
 )
 @click.option(

@@ -33,6 +33,7 @@ from aiida_marketplace_hpc.errors import (
 from aiida_marketplace_hpc.gateway import streams
 from aiida_marketplace_hpc.gateway.access import Access, AccessLog, Json, error_response
 from aiida_marketplace_hpc.gateway.auth import bearer_token
+from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE
 from aiida_marketplace_hpc.gateway.pages import api_page, front_page
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Stream, parse_parameters
@@ -86,7 +87,13 @@ def create_app(gateway: Gateway) -> FastAPI:
             )
     app.add_api_route("/", lambda: HTMLResponse(front_page(gateway.settings)), include_in_schema=False)
     app.add_api_route("/docs", lambda: HTMLResponse(api_page(gateway.settings)), include_in_schema=False)
+    if gateway.settings.metrics:
+        app.add_api_route("/metrics", _metrics(gateway), include_in_schema=False)
     return app
+
+
+def _metrics(gateway: Gateway) -> Callable[[], Response]:
+    return lambda: Response(gateway.metrics.page(), media_type=CONTENT_TYPE)
 
 
 def _documented(parameter: Parameter) -> dict[str, Any]:

@@ -128,6 +128,8 @@ class Settings(BaseSettings):
     poll_interval: float = Field(default=0.0, ge=0.0)
     """Seconds for which one answer of the scheduler serves everybody; 0: what suits the backend."""
     access_log: Path | None = None
+    metrics: bool = False
+    """Show figures for Prometheus at ``/metrics``, to everybody who reaches the gateway."""
     keep_unfinished: float = Field(default=3.0, ge=0.0)
     """Days for which an upload that broke off is kept, to be continued."""
     unfinished_limit: int = Field(default=100, ge=0)

@@ -24,6 +24,7 @@ from aiida_marketplace_hpc.errors import (
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, SchedulerDown
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, User, automatic_key, new_id, utc_now
+from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.reconcile import Step, next_step
 from aiida_marketplace_hpc.gateway.submission import Submissions, read_script
 from aiida_marketplace_hpc.gateway.survey import Survey
@@ -55,6 +56,7 @@ class Jobs:
         launch_wait: float = 10.0,
         retry_interval: float = 15.0,
         now: Callable[[], datetime] = utc_now,
+        metrics: Metrics | None = None,
     ) -> None:
         self._ledger = ledger
         self._backend = backend
@@ -64,7 +66,9 @@ class Jobs:
         self._launch_wait = launch_wait
         self._now = now
         retry = timedelta(seconds=retry_interval)
-        self._submissions = Submissions(ledger, backend, files_of, retry_interval=retry, now=now)
+        self._submissions = Submissions(
+            ledger, backend, files_of, retry_interval=retry, now=now, metrics=metrics or Metrics()
+        )
         self._survey = Survey(ledger, backend, self._submissions, username_of, machine=machine, now=now)
 
     def close(self) -> None:

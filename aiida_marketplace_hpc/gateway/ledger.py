@@ -30,6 +30,7 @@ from sqlalchemy import (
     and_,
     create_engine,
     event,
+    func,
     or_,
     select,
     text,
@@ -355,6 +356,12 @@ class Ledger:
         """Everybody's jobs that were launched and have not ended."""
         with self.reading() as session:
             return list(session.scalars(select(Job).where(Job.state.in_(_ACTIVE)).order_by(Job.created_at)))
+
+    def count(self) -> dict[JobState, int]:
+        """How many jobs there are in each state."""
+        with self.reading() as session:
+            rows = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
+        return {JobState(state): number for state, number in rows}
 
     def unsettled(self) -> list[Job]:
         """Everybody's jobs whose submission is not confirmed, or whose end is wanted."""

@@ -20,6 +20,7 @@ from aiida_marketplace_hpc.gateway.descriptors import Advance
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.jobs import Jobs
 from aiida_marketplace_hpc.gateway.ledger import Ledger, User, utc_now
+from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.operations import Operations
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
 from aiida_marketplace_hpc.gateway.transfers import Transfers
@@ -71,8 +72,10 @@ class Gateway:
         self.ledger = Ledger(settings.database_url)
         self.keep = Keep(unfinished=settings.keep_unfinished * 86400.0, size=settings.unfinished_limit * 1024**3)
         self.backend = backend or _backend(settings)
+        self.metrics = Metrics()
+        self.metrics.count_jobs(self.ledger.count)
         interval = settings.poll_interval or _POLL_INTERVAL.get(self.backend.name, 2.0)
-        self.watch = Watch(self.ledger, self.backend, interval, now=now)
+        self.watch = Watch(self.ledger, self.backend, interval, now=now, metrics=self.metrics)
         self.jobs = Jobs(
             self.ledger,
             self.backend,
@@ -81,6 +84,7 @@ class Gateway:
             self._username_of,
             machine=settings.machine_name,
             now=now,
+            metrics=self.metrics,
         )
         self.operations = Operations()
         self.authenticator: Authenticator = DevelopmentTokens(settings.dev_token)

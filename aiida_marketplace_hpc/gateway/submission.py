@@ -32,6 +32,7 @@ from aiida_marketplace_hpc.gateway.backends.base import (
 )
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, User, owner_of
+from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.reconcile import Step, next_step, proven_absent
 from aiida_marketplace_hpc.protocol import JobState
 
@@ -63,12 +64,14 @@ class Submissions:
         *,
         retry_interval: timedelta,
         now: Callable[[], datetime],
+        metrics: Metrics,
     ) -> None:
         self._ledger = ledger
         self._backend = backend
         self._files_of = files_of
         self._retry_interval = retry_interval
         self._now = now
+        self._metrics = metrics
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="submit")
         self._flights: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
@@ -147,6 +150,7 @@ class Submissions:
             if found:
                 self._adopt(job, found)
             elif proven_absent(job, now, self._backend.settling_time):
+                self._metrics.submission("absent")
                 logger.warning("job %s: its submission never happened", job.id)
                 if job.cancel_requested:
                     self.give_up(job)
@@ -156,6 +160,7 @@ class Submissions:
     def end_copy(self, job: Job, identifier: str) -> None:
         """Record that the scheduler has a second copy of a job, and ask for its end; its guard ends it before user code."""
         logger.warning("job %s: %s is a second copy, cancelling it", job.id, identifier)
+        self._metrics.duplicate()
         self._ledger.note_duplicate(job.id, identifier)
         try:
             self._backend.cancel(identifier)
@@ -193,12 +198,15 @@ class Submissions:
         try:
             identifier = self._backend.submit(submission)
         except Refused as exc:
+            self._metrics.submission("refused")
             logger.info("job %s refused for good: %s", job.id, exc)
             self._ledger.change(
                 job, {"state": JobState.REFUSED, "message": str(exc), "search_first": False, "lease_until": None}
             )
         except Deferred as exc:
-            if isinstance(exc, Fault):
+            fault = isinstance(exc, Fault)
+            self._metrics.submission("fault" if fault else "deferred")
+            if fault:
                 logger.error("job %s cannot be submitted until somebody mends the gateway: %s", job.id, exc)
             else:
                 logger.warning("job %s refused for now, will be tried again: %s", job.id, exc)
@@ -209,6 +217,7 @@ class Submissions:
         except Exception as exc:
             # Unknown, or a fault of ours: either way it may have been submitted.
             expected = isinstance(exc, Unknown)
+            self._metrics.submission("unknown")
             logger.warning("whether job %s was submitted is not known: %s", job.id, exc, exc_info=not expected)
             self._ledger.change(job, {"message": str(exc), "search_first": True, "lease_until": self._now()})
         else:
@@ -216,6 +225,7 @@ class Submissions:
 
     def _confirm(self, job: Job, identifier: str, submitted_at: datetime) -> None:
         """Record the scheduler's id the moment it exists; whoever lost the fence meanwhile must not leave a second job."""
+        self._metrics.submission("taken")
         if self._ledger.change(job, taken(identifier, submitted_at)) is not None:
             logger.info("job %s submitted as %s from %s", job.id, identifier, job.folder)
             return
@@ -238,6 +248,7 @@ class Submissions:
         first, *others = found
         if self._ledger.change(job, taken(first.id, first.submitted_at), take_over=True) is None:
             return
+        self._metrics.submission("found")
         logger.warning("job %s: its submission was found again as %s", job.id, first.id)
         for other in others:
             self.end_copy(job, other.id)

@@ -11,6 +11,7 @@ from typing import Any
 
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, Observation
 from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, utc_now
+from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.reconcile import Evidence, about, changes, needs_accounting
 from aiida_marketplace_hpc.protocol import JobState
 
@@ -38,6 +39,7 @@ class Watch:
         patience: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
+        metrics: Metrics | None = None,
     ) -> None:
         self._ledger = ledger
         self._backend = backend
@@ -45,6 +47,7 @@ class Watch:
         self._patience = patience
         self._clock = clock
         self._now = now
+        self._metrics = metrics or Metrics(clock)
         self._round = threading.Lock()
         self._asked: float | None = None
         self._answered: float | None = None
@@ -91,8 +94,10 @@ class Watch:
             accounting = self._backend.accounting(unclear) if unclear else {}
         except BackendError as exc:
             self.problem = str(exc)
+            self._metrics.asked(answered=False)
             logger.warning("the scheduler gives no answer, states stay as they are: %s", exc)
             return
+        self._metrics.asked(answered=True)
         self.problem, self.queue, self._answered = None, queue, self._clock()
         now, moment = self._now(), self._clock()
         changed: list[tuple[Job, dict[str, Any]]] = []
