@@ -33,6 +33,9 @@ from aiida_marketplace_hpc.protocol import JobState
 
 logger = logging.getLogger(__name__)
 
+_END_AGAIN = timedelta(seconds=60)
+"""After which a cancellation is repeated that the scheduler took: a job has some time to end by itself."""
+
 
 class Jobs:
     """All jobs of a gateway.
@@ -65,6 +68,8 @@ class Jobs:
         self._machine = machine
         self._launch_wait = launch_wait
         self._now = now
+        self._ending: dict[str, datetime] = {}
+        """When the scheduler last took the cancellation of a job that has not ended yet."""
         retry = timedelta(seconds=retry_interval)
         self._submissions = Submissions(
             ledger, backend, files_of, retry_interval=retry, now=now, metrics=metrics or Metrics()
@@ -207,9 +212,16 @@ class Jobs:
             self._submissions.give_up(current)
         return self._ledger.get(job.id) or current
 
+    def _end_again(self, job: Job) -> None:
+        """Repeat a cancellation that the scheduler did not take, or that has had no effect for long."""
+        asked = self._ending.get(job.id)
+        if asked is None or self._now() - asked > _END_AGAIN:
+            self._cancel(job)
+
     def _cancel(self, job: Job) -> None:
         try:
             self._backend.cancel(job.scheduler_id or "")
+            self._ending[job.id] = self._now()
         except SchedulerDown as exc:
             raise Unavailable(
                 f"the scheduler does not take the cancellation now, it will be tried again: {exc}"
@@ -294,10 +306,12 @@ class Jobs:
                 self._survey.look(self._watch.queue)
             except BackendError as exc:
                 logger.warning("the scheduler's jobs could not be looked through: %s", exc)
-        for job in self._ledger.unsettled():
+        unsettled = self._ledger.unsettled()
+        self._ending = {job.id: self._ending[job.id] for job in unsettled if job.id in self._ending}
+        for job in unsettled:
             try:
                 if job.job_state is not JobState.SUBMITTING:
-                    self._backend.cancel(job.scheduler_id or "")
+                    self._end_again(job)
                 elif self._survey.done:
                     self._submissions.advance(job)
             except (BackendError, GatewayError) as exc:

@@ -15,7 +15,7 @@ from aiida_marketplace_hpc.protocol import JobState
 class FakeBackend(Backend):
     """A batch system whose jobs run when :meth:`run` and end when :meth:`end` is called.
 
-    Faults are set as attributes: ``down`` (no question is answered), ``lost`` (jobs that the queue does not mention),
+    Faults are set as attributes: ``down`` (no question is answered), ``stubborn`` (cancelled jobs go on), ``lost`` (jobs that the queue does not mention),
     ``on_submit`` (called instead of answering a submission; it may raise, and call ``accept`` before or after).
     """
 
@@ -30,6 +30,7 @@ class FakeBackend(Backend):
         self.cancelled: list[str] = []
         self.questions: list[str] = []
         self.down = False
+        self.stubborn = False
         self.lost: set[str] = set()
         self.on_submit: Callable[[Submission], str] | None = None
 
@@ -91,7 +92,7 @@ class FakeBackend(Backend):
     def cancel(self, id: str) -> None:
         self._asked("cancel")
         self.cancelled.append(id)
-        if id in self.jobs and not self.jobs[id].state.final:
+        if id in self.jobs and not self.jobs[id].state.final and not self.stubborn:
             self.end(id, JobState.CANCELLED)
 
     def queue(self) -> Mapping[str, Observation]:

@@ -317,6 +317,20 @@ def test_a_cancellation_that_the_scheduler_did_not_take_is_tried_again(
     assert current(gateway, job).job_state is JobState.CANCELLED
 
 
+def test_a_cancellation_that_was_taken_is_not_repeated_at_once(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str, later: list[timedelta]
+) -> None:
+    job = launch(gateway, alice, folder)
+    backend.run("101")
+    backend.stubborn = True
+    gateway.jobs.cancel(job)
+    gateway.jobs.reconcile()
+    assert backend.cancelled == ["101"]
+    later.append(timedelta(minutes=2))
+    gateway.jobs.reconcile()
+    assert backend.cancelled == ["101", "101"]
+
+
 def test_a_job_that_waits_to_be_submitted_is_cancelled_without_being_submitted(
     gateway: Gateway, backend: FakeBackend, alice: User, folder: str, later: list[timedelta]
 ) -> None:
