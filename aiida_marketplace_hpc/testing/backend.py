@@ -15,8 +15,9 @@ from aiida_marketplace_hpc.protocol import JobState
 class FakeBackend(Backend):
     """A batch system whose jobs run when :meth:`run` and end when :meth:`end` is called.
 
-    Faults are set as attributes: ``down`` (no question is answered), ``stubborn`` (cancelled jobs go on), ``lost`` (jobs that the queue does not mention),
-    ``on_submit`` (called instead of answering a submission; it may raise, and call ``accept`` before or after).
+    Faults are set as attributes: ``down`` (no question is answered), ``stubborn`` (cancelled jobs go on), ``lost`` (jobs that
+    the queue does not mention), ``on_submit`` (called instead of answering a submission; it may raise, and call ``accept``
+    before or after).
     """
 
     name = "fake"
