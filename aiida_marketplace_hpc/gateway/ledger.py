@@ -352,6 +352,20 @@ class Ledger:
         with self.reading() as session:
             return list(session.scalars(select(Job).where(Job.folder == folder)))
 
+    def live_in(self, folders: Collection[str]) -> list[Job]:
+        """Everybody's jobs that live in one of these folders."""
+        with self.reading() as session:
+            return list(session.scalars(select(Job).where(Job.state.in_(_ACTIVE), Job.folder.in_(folders))))
+
+    def live_below(self, folders: Collection[str]) -> list[Job]:
+        """Everybody's jobs that live in one of these folders or anywhere below."""
+        # Not LIKE, which does not mind capital letters in some databases.
+        below = [func.substr(Job.folder, 1, len(folder) + 1) == f"{folder}/" for folder in folders]
+        with self.reading() as session:
+            return list(
+                session.scalars(select(Job).where(Job.state.in_(_ACTIVE), or_(Job.folder.in_(folders), *below)))
+            )
+
     def active(self) -> list[Job]:
         """Everybody's jobs that were launched and have not ended."""
         with self.reading() as session:

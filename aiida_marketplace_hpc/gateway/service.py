@@ -22,6 +22,7 @@ from aiida_marketplace_hpc.gateway.jobs import Jobs
 from aiida_marketplace_hpc.gateway.ledger import Ledger, User, utc_now
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.operations import Operations
+from aiida_marketplace_hpc.gateway.protection import LiveJobs
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
 from aiida_marketplace_hpc.gateway.transfers import Transfers
 from aiida_marketplace_hpc.gateway.unfinished import Keep, sweep_root
@@ -47,7 +48,11 @@ class Caller:
 
     def watched(self, advance: Advance) -> Caller:
         """The same, but each operation on files tells its progress."""
-        return replace(self, files=Files(self.files.roots, advance))
+        return replace(self, files=self.files.watched(advance))
+
+    def forced(self) -> Caller:
+        """The same, but live jobs of the caller's own are not protected."""
+        return replace(self, files=self.files.forced(), transfers=self.transfers.forced())
 
     @cached_property
     def home(self) -> str:
@@ -131,9 +136,8 @@ class Gateway:
 
     def files_of(self, user: User) -> Files:
         """What a user can do with files."""
-        return Files(
-            Roots([Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots])
-        )
+        roots = Roots([Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots])
+        return Files(roots, protection=LiveJobs(self.ledger, self.watch.refresh, roots, user.id))
 
     def _username_of(self, path: str) -> str | None:
         """The folder name of the user whose root a path lies below; empty below a root that is everybody's."""
