@@ -79,9 +79,11 @@ class Transfers:
                 if where.rstrip("/") not in tops:  # What is put right into a root does not change the root itself.
                     modes.append((where, entry.mode))
             elif entry.type == "symlink":
+                there = None
                 with suppress(FileError):
-                    if overwrite and files.stat(where)["type"] != "directory":
-                        files.remove(where)
+                    there = files.stat(where)["type"]
+                if overwrite and there not in (None, "directory"):
+                    files.remove(where, missing_ok=True)
                 files.symlink(where, entry.target)
             else:
                 with files.roots.place(where) as place, told(where), files.draft(place, overwrite) as draft:
