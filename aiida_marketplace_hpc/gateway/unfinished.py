@@ -30,7 +30,6 @@ from aiida_marketplace_hpc.gateway.descriptors import LIST, SYNC_EVERY
 from aiida_marketplace_hpc.gateway.draft import (
     UNFINISHED,
     Draft,
-    check_target,
     existing_target,
     opened,
     private_folder,
@@ -186,6 +185,7 @@ class Content:
         :raises OSError: the folder is gone, or refuses; what is held stays.
         :raises FileError: the name belongs to a live job; what is held stays.
         """
+        os.fsync(self._descriptor)  # Which may take its time: only then is looked what is there.
         existing = existing_target(place, protection, overwrite)
         if mode is None and existing is not None:
             mode = stat.S_IMODE(existing.st_mode)
@@ -195,7 +195,6 @@ class Content:
         if mode is not None:
             os.fchmod(self._descriptor, mode & 0o7777)
         os.fsync(self._descriptor)
-        check_target(place, protection)
         with suppress(FileNotFoundError):
             os.unlink(self._name + _COMPLETE, dir_fd=self._folder)
         if overwrite:
