@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from aiida_marketplace_hpc.gateway.ledger import Job, Ledger
 
 GUARD_PREFIX = f"{PRIVATE}-"
-"""What the names of guards begin with."""
+"""What the name of a guard begins with; the job's id follows."""
 Concerned = tuple[str, "Job"]
 """A protected path, and the live job that it belongs to."""
 
