@@ -18,6 +18,7 @@ from aiida_marketplace_hpc.gateway.backends.base import Backend
 from aiida_marketplace_hpc.gateway.config import Settings
 from aiida_marketplace_hpc.gateway.descriptors import Advance
 from aiida_marketplace_hpc.gateway.files import Files
+from aiida_marketplace_hpc.gateway.homes import Homes
 from aiida_marketplace_hpc.gateway.jobs import Jobs
 from aiida_marketplace_hpc.gateway.ledger import Ledger, User, utc_now
 from aiida_marketplace_hpc.gateway.metrics import Metrics
@@ -92,6 +93,7 @@ class Gateway:
             metrics=self.metrics,
         )
         self.operations = Operations()
+        self.homes = Homes(self.settings.roots)
         self.authenticator: Authenticator = DevelopmentTokens(settings.dev_token)
         self._callers: dict[str, tuple[float, Caller]] = {}
         self._callers_lock = threading.Lock()
@@ -117,11 +119,13 @@ class Gateway:
         """Whose token it is; a new user is registered, and missing folders are made. Kept for :data:`_CALLER_AGE` seconds.
 
         :raises Unauthorized: if it is nobody's.
+        :raises Forbidden: if their folder turns out to be somebody else's.
         """
-        user = self.ledger.user_of(self.authenticator.identify(token))
+        user = self.ledger.user_of(self.authenticator.identify(token), self.homes.names)
         files = self.files_of(user)
         with suppress(FileError):  # Whoever uses the root says what is wrong with it.
             files.roots.prepare()
+        self.homes.claim(user)
         caller = Caller(user, files, Transfers(files, self.keep))
         with self._callers_lock:
             if len(self._callers) >= _MAX_CALLERS:
