@@ -82,6 +82,13 @@ def _jobid(*, workspace: bool = False) -> Parameter:
 
 
 _FILENAME = "the file's path below the job's folder or the root"
+_FORCE = Parameter(
+    "force",
+    "query",
+    "boolean",
+    description="also where the folder, script or guard of a live job of the caller's own is taken away or replaced (default: "
+    "that is refused)",
+)
 
 CAPABILITIES: tuple[Capability, ...] = (
     Capability(
@@ -178,6 +185,7 @@ CAPABILITIES: tuple[Capability, ...] = (
             Parameter(
                 "restart", "query", "boolean", description="with `total`: forget what is held of the file (default: no)"
             ),
+            _FORCE,
         ),
         body="file",
     ),
@@ -228,6 +236,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         (
             _jobid(workspace=True),
             Parameter("filename", "query", required=True, published=True, description=_FILENAME),
+            _FORCE,
         ),
     ),
     Capability(
@@ -324,7 +333,7 @@ _OPERATION_ROWS = (
         "rename",
         "rename a file or folder, or move it to another file system; an existing target is refused",
         ("path", "target"),
-        (),
+        ("force",),
         repeatable=False,
     ),
     Operation(
@@ -332,7 +341,7 @@ _OPERATION_ROWS = (
         "copy a file or folder on the cluster, as `cp -r` does; `exact`: a file's content, to exactly this name; "
         "`directory`: only a folder",
         ("path", "target"),
-        ("dereference", "exact", "directory"),
+        ("dereference", "exact", "directory", "force"),
         repeatable=False,
     ),
     Operation("symlink", "make `path` a symbolic link to `target`", ("path", "target"), (), repeatable=False),
@@ -341,7 +350,7 @@ _OPERATION_ROWS = (
         "remove",
         "remove a file or link; `directory` removes an empty folder, `recursive` a folder with all that is in it",
         ("path",),
-        ("directory", "recursive", "missing_ok"),
+        ("directory", "recursive", "missing_ok", "force"),
         repeatable=False,
     ),
     Operation(
@@ -349,14 +358,14 @@ _OPERATION_ROWS = (
         "write `sources` (paths or patterns, all below `root_dir`) into the archive `target`, with their paths relative to "
         "`root_dir`; `format`: `tar`, `tar.gz`, `tar.bz2` or `tar.xz`; `overwrite`: default yes; `dereference`: follow links",
         ("sources", "target", "root_dir", "format"),
-        ("overwrite", "dereference"),
+        ("overwrite", "dereference", "force"),
         repeatable=False,
     ),
     Operation(
         "extract",
         "unpack the archive `path` into the folder `target`, leaving away the first `strip_components` of each path in it",
         ("path", "target"),
-        ("strip_components",),
+        ("strip_components", "force"),
         repeatable=False,
     ),
     Operation("jobs.states", "the states of many jobs", ("jobids",)),

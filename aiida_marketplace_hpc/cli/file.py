@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 _WHERE = "A job's id or the name of a root, followed by a path below it; or an absolute path on the cluster alone."
 
+_force_option = click.option(
+    "--force", is_flag=True, help="Also what a live job of yours needs: its script, its folder."
+)
+
 
 @click.group(help=f"List, upload, download and delete files.\n\nWHERE [PATH]: {_WHERE}")
 def file() -> None:
@@ -46,25 +50,31 @@ def list_(settings: Settings, where: str, path: str | None) -> None:
 @click.argument("path", required=False)
 @click.option("--parents", is_flag=True, help="Make missing folders on the way.")
 @click.option("--no-overwrite", is_flag=True, help="Refuse to replace what is there.")
+@_force_option
 @client_options()
 @click.pass_obj
-def upload(settings: Settings, local: Path, where: str, path: str | None, parents: bool, no_overwrite: bool) -> None:
+def upload(
+    settings: Settings,
+    local: Path,
+    where: str,
+    path: str | None,
+    parents: bool,
+    no_overwrite: bool,
+    force: bool,
+) -> None:
     """Upload LOCAL, a file or a folder; inside PATH if that is a folder, as `cp -r` does."""
     with connect(settings) as gateway:
         place = _place(where, path)
         name = local.absolute().name
+        options: dict[str, Any] = {"into": name, "parents": parents, "overwrite": not no_overwrite, "force": force}
         if local.is_file() and "digest" not in gateway.extensions() and not isinstance(place, str):
             answer = gateway.upload_file(place.jobid, name if place.path == "." else place.path, local)
         elif local.is_dir():
             with progress_bar(settings, None, name) as progress:
-                answer = gateway.put_tree(
-                    local, place, into=name, parents=parents, overwrite=not no_overwrite, progress=progress
-                )
+                answer = gateway.put_tree(local, place, progress=progress, **options)
         else:
             with progress_bar(settings, local.stat().st_size, name) as progress:
-                answer = gateway.put_file(
-                    local, place, into=name, parents=parents, overwrite=not no_overwrite, progress=progress
-                )
+                answer = gateway.put_file(local, place, progress=progress, **options)
     emit(settings, answer, str(answer.get("path") or answer.get("message")))
 
 
@@ -107,15 +117,16 @@ def download(
 @file.command()
 @click.argument("where")
 @click.argument("path", required=False)
+@_force_option
 @client_options()
 @click.pass_obj
-def delete(settings: Settings, where: str, path: str | None) -> None:
+def delete(settings: Settings, where: str, path: str | None, force: bool) -> None:
     """Delete a file, or a folder with all that is in it."""
     with connect(settings) as gateway:
         place = gateway.place(_place(where, path))
         if place.path in (".", ""):
             raise click.UsageError("name a file or folder: neither a root nor a job's folder is deleted as a whole")
-        answer = gateway.delete_file(place.jobid, place.path)
+        answer = gateway.delete_file(place.jobid, place.path, force=force)
     emit(settings, answer, str(answer.get("message", "")))
 
 

@@ -169,15 +169,18 @@ class HpcGateway:
             return transfer.read(self, place)
         return self.download(place, Answer.content, parameters={})
 
-    def delete_file(self, jobid: str, filename: str) -> Json:
+    def delete_file(self, jobid: str, filename: str, *, force: bool = False) -> Json:
         """Delete a file, or a folder with all that is in it. A second call does not find it any more.
 
         :param jobid: a job's id, or the name of a root.
         :param filename: path below the job's folder or the root.
+        :param force: also the folder, script or guard of a live job of one's own.
         :return: ``message``.
+        :raises FileError: it belongs to a live job (``EBUSY``), or the cluster's file system refuses.
         """
         # Not repeated by itself either: what is there by then may be somebody's new file.
-        return self._call("deleteDataset", {"jobid": jobid, "filename": filename}, repeatable=False)
+        parameters = {"jobid": jobid, "filename": filename, "force": force or None}
+        return self._call("deleteDataset", parameters, repeatable=False)
 
     def launch_job(self, jobid: str) -> Json:
         """Submit a job. May be repeated: a job that was submitted is not submitted again, but for classic gateways.
@@ -411,11 +414,20 @@ class HpcGateway:
         overwrite: bool = True,
         into: str | None = None,
         parents: bool = False,
+        force: bool = False,
         progress: Progress | None = None,
     ) -> Json:
         """Upload one file: :func:`aiida_marketplace_hpc.client.transfer.put_file`."""
         return transfer.put_file(
-            self, local, remote, mode=mode, overwrite=overwrite, into=into, parents=parents, progress=progress
+            self,
+            local,
+            remote,
+            mode=mode,
+            overwrite=overwrite,
+            into=into,
+            parents=parents,
+            force=force,
+            progress=progress,
         )
 
     def put_tree(
@@ -427,6 +439,7 @@ class HpcGateway:
         overwrite: bool = True,
         into: str | None = None,
         parents: bool = False,
+        force: bool = False,
         progress: Progress | None = None,
     ) -> Json:
         """Upload a folder: :func:`aiida_marketplace_hpc.client.transfer.put_tree`."""
@@ -438,6 +451,7 @@ class HpcGateway:
             overwrite=overwrite,
             into=into,
             parents=parents,
+            force=force,
             progress=progress,
         )
 

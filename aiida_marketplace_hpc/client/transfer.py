@@ -39,6 +39,7 @@ def put_file(
     overwrite: bool = True,
     into: str | None = None,
     parents: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Upload one file. May be repeated if ``overwrite`` is set.
@@ -50,17 +51,24 @@ def put_file(
     :param overwrite: replace a file of that name; else it is refused.
     :param into: the name to use inside ``remote``, should that be a folder.
     :param parents: make missing folders on the way.
+    :param force: replace the script or guard of a live job of one's own, too.
     :param progress: called with the number of bytes that were just sent.
     :return: the gateway's answer: ``path`` (where the file is), ``size`` in bytes, ``digest``.
     :raises OSError: the local file cannot be read, or is not a file.
     :raises IntegrityError: the local file changed meanwhile, or arrived wrong; it did not get its name.
-    :raises FileError: the cluster's file system refuses.
+    :raises FileError: the cluster's file system refuses, or it would change what belongs to a live job (``EBUSY``).
     :raises MarketplaceHpcError: the call failed otherwise.
     """
     gateway.require("resume")
     place = gateway.place(remote)
     path = Path(local)
-    parameters: dict[str, Value] = {"mode": mode, "overwrite": overwrite, "into": into, "parents": parents}
+    parameters: dict[str, Value] = {
+        "mode": mode,
+        "overwrite": overwrite,
+        "into": into,
+        "parents": parents,
+        "force": force or None,
+    }
     if path.stat().st_size > min(SEGMENT, gateway.body_limit.size):
         return LargeUpload(gateway, path, place, parameters, progress).run()
     body = FileBody(path, progress)
@@ -95,6 +103,7 @@ def put_tree(
     overwrite: bool = True,
     into: str | None = None,
     parents: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Upload a folder with everything in it: hidden and empty things, modes, odd names.
@@ -106,16 +115,17 @@ def put_tree(
     :param overwrite: add to a folder that is there; else it is refused.
     :param into: the name to use inside ``remote``, should that be a folder already.
     :param parents: make missing folders on the way.
+    :param force: replace the script or guard of a live job of one's own, too.
     :param progress: called with the number of bytes that were just sent.
     :return: the gateway's answer: ``path`` (where the folder is), ``entries`` (how many).
     :raises OSError: something local cannot be read, is no file, folder or link, or a link leads nowhere or in a circle.
     :raises IntegrityError: a local file shrank meanwhile, or something arrived wrong.
-    :raises FileError: the cluster's file system refuses.
+    :raises FileError: the cluster's file system refuses, or it would change what belongs to a live job (``EBUSY``).
     :raises MarketplaceHpcError: the call failed otherwise.
     """
     gateway.require("resume")
     sources = list(walk(Path(local), dereference=dereference))
-    parameters: dict[str, Value] = {"overwrite": overwrite, "into": into, "parents": parents}
+    parameters: dict[str, Value] = {"overwrite": overwrite, "into": into, "parents": parents, "force": force or None}
     return FolderUpload(gateway, sources, gateway.place(remote), parameters, progress).run()
 
 

@@ -133,7 +133,7 @@ class FolderUpload:
     """A folder on its way: small files in segments, one request each, then the large ones.
 
     :param sources: parents before children, the folder itself first.
-    :param parameters: ``overwrite``, ``into`` and ``parents`` as for the folder itself.
+    :param parameters: ``overwrite``, ``into``, ``parents`` and ``force`` as for the folder itself.
     """
 
     def __init__(
@@ -147,6 +147,7 @@ class FolderUpload:
         self._gateway = gateway
         self._place = place
         self._parameters = parameters
+        self._force = parameters.get("force")
         self._progress = progress
         self._sources = sources
         self._rest = deque(sources)
@@ -169,7 +170,7 @@ class FolderUpload:
         self._gateway.persist(self._send_rest, lambda: self._sent)
         for source in self._large:
             place = self._gateway.place(f"{self._path}/{source.entry.path}")
-            parameters: dict[str, Value] = {"overwrite": True, "mode": source.entry.mode}
+            parameters: dict[str, Value] = {"overwrite": True, "mode": source.entry.mode, "force": self._force}
             LargeUpload(self._gateway, source.path, place, parameters, self._progress).run()
         if not self._whole:
             # Into a folder that is read-only nothing more could have been put.
@@ -214,7 +215,8 @@ class FolderUpload:
             self._sent += len(segment)
             if self._answer is None:
                 self._answer = answer
-                self._place, self._parameters = self._gateway.place(self._path), {"overwrite": True}
+                self._place = self._gateway.place(self._path)
+                self._parameters = {"overwrite": True, "force": self._force}
 
     def _next_segment(self) -> list[Source]:
         """Take sources that together fit into a body; what fits into none is set aside."""

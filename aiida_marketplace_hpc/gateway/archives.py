@@ -83,7 +83,7 @@ def compress(
         raise InvalidRequest(f"there is no archive format {format!r}; there are {', '.join(ARCHIVE_FORMATS)}")
     files.mkdir(str(PurePosixPath(target).parent), parents=True, exist_ok=True)
     members = [_relative(path, root_dir) for source in sources for path in _matching(files, source)]
-    with files.roots.place(target) as place, told(target), Draft(place.writable(), overwrite) as draft:
+    with files.roots.place(target) as place, told(target), files.draft(place, overwrite) as draft:
         with _compressor(format, draft) as sink:
             packer = _Packer(files, sink, dereference)
             packer.leave_out(place)
@@ -299,7 +299,7 @@ def extract(files: Files, path: str, target: str, *, strip_components: int = 0) 
         with _intact(path):
             for member, data in _members(_Stream(_decompressed(content), files.advance)):
                 unpacker.add(member, data)
-        merge(folder, goal, files.advance, replaces=unpacker.has_folder)
+        merge(folder, goal, files.advance, files.protection, replaces=unpacker.has_folder)
         unpacker.restore_folders(goal, is_root=place.name == ".")
         return {"path": place.path, "entries": unpacker.count}
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
 
+from aiida_marketplace_hpc.gateway.protection import Protection
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place
 
 UNFINISHED = "unfinished"
@@ -22,10 +23,14 @@ UNFINISHED = "unfinished"
 
 
 class Draft:
-    """A file being written, out of sight; :meth:`commit` gives it its name, leaving the block without it leaves nothing."""
+    """A file being written, out of sight; :meth:`commit` gives it its name, leaving the block without it leaves nothing.
 
-    def __init__(self, place: Place, overwrite: bool = True) -> None:
+    :param protection: refuses names that belong to a live job.
+    """
+
+    def __init__(self, place: Place, protection: Protection, overwrite: bool = True) -> None:
         self._place = place
+        self._protection = protection
         self._overwrite = overwrite
         self._hash = hashlib.sha256()
         self._committed = False
@@ -36,7 +41,7 @@ class Draft:
         return f"sha-256:{self._hash.hexdigest()}"
 
     def __enter__(self) -> Draft:
-        self._existing = existing_target(self._place, self._overwrite)
+        self._existing = existing_target(self._place, self._protection, self._overwrite)
         self._folder = private_folder(self._place)
         self._name = secrets.token_hex(16)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -73,6 +78,7 @@ class Draft:
         self._file.flush()
         os.fsync(self._file.fileno())
         place = self._place
+        check_target(place, self._protection)
         if self._overwrite:
             os.rename(self._name, place.name, src_dir_fd=self._folder, dst_dir_fd=place.folder)
         else:
@@ -89,10 +95,11 @@ class Draft:
             os.close(self._folder)
 
 
-def existing_target(place: Place, overwrite: bool) -> os.stat_result | None:
+def existing_target(place: Place, protection: Protection, overwrite: bool) -> os.stat_result | None:
     """What is there under the name that a file is to get.
 
     :raises OSError: a folder is there, or anything and it must not be replaced; or the folder above is gone or read-only.
+    :raises FileError: the name belongs to a live job.
     """
     if place.only_folder:  # A folder that is not there, or the walk would have gone into it.
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -107,7 +114,21 @@ def existing_target(place: Place, overwrite: bool) -> os.stat_result | None:
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
     if not os.access(".", os.W_OK | os.X_OK, dir_fd=place.folder, effective_ids=True):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    protection.check_target(place, exists=existing is not None)
     return existing
+
+
+def check_target(place: Place, protection: Protection) -> None:
+    """The last look before a file gets its name: the folder may have been renamed, and a job launched, while it was written.
+
+    :raises FileError: the name belongs to a live job.
+    """
+    try:
+        place.lstat()
+    except FileNotFoundError:
+        protection.check_target(place, exists=False)
+    else:
+        protection.check_target(place, exists=True)
 
 
 def private_folder(place: Place) -> int:

@@ -30,6 +30,7 @@ from aiida_marketplace_hpc.gateway.descriptors import (
 )
 from aiida_marketplace_hpc.gateway.draft import Draft, opened
 from aiida_marketplace_hpc.gateway.moving import move, rename_new
+from aiida_marketplace_hpc.gateway.protection import Protection
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place, Roots
 from aiida_marketplace_hpc.gateway.trees import Usage, copy_content, measure, remove_tree
 
@@ -38,20 +39,31 @@ Read = Callable[[int], bytes]
 
 _PIECE = 1024 * 1024
 _MAGIC = re.compile(r"[*?\[]")
+UNPROTECTED = Protection()
 
 
 class Files:
     """What one caller can do with files.
 
-    Paths are absolute. Methods raise :class:`FileError` with the POSIX error for what the file system refuses,
-    :class:`Forbidden` for what lies outside the roots or below a read-only one.
+    Paths are absolute. Methods raise :class:`FileError` with the POSIX error for what the file system refuses and EBUSY for
+    what belongs to a live job, :class:`Forbidden` for what lies outside the roots or below a read-only one.
 
     :param advance: is told about the progress of what takes long.
+    :param protection: refuses to take away or replace what belongs to a live job.
     """
 
-    def __init__(self, roots: Roots, advance: Advance = ignore_progress) -> None:
+    def __init__(self, roots: Roots, advance: Advance = ignore_progress, protection: Protection = UNPROTECTED) -> None:
         self.roots = roots
         self.advance = advance
+        self.protection = protection
+
+    def watched(self, advance: Advance) -> Files:
+        """The same, telling its progress."""
+        return Files(self.roots, advance, self.protection)
+
+    def forced(self) -> Files:
+        """The same for somebody who means it, also where a live job of theirs is concerned."""
+        return Files(self.roots, self.advance, self.protection.forced())
 
     # Looking
 
@@ -193,6 +205,7 @@ class Files:
             try:
                 place.lstat()
             except FileNotFoundError:
+                self.protection.check_target(place, exists=False)
                 with suppress(FileExistsError):  # Somebody was faster.
                     os.mkdir(place.writable().name, mode, dir_fd=place.folder)
                     return
@@ -204,8 +217,11 @@ class Files:
         with self._named(path) as old, self.roots.place(target.rstrip("/"), follow=False) as new, told(path):
             if not stat.S_ISDIR(old.writable().lstat().st_mode) and target.endswith("/"):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            new.writable()
+            self._check_leaving(old)
+            self.protection.check_target(new, exists=False)
             try:
-                rename_new(old, new.writable())
+                rename_new(old, new)
             except FileExistsError as exc:
                 raise FileError.from_os_error(exc, target) from exc
             except OSError as exc:
@@ -214,12 +230,13 @@ class Files:
                 with suppress(FileNotFoundError):
                     new.lstat()
                     raise FileError.from_os_error(OSError(errno.EEXIST, ""), target) from exc
-                move(old, new, self.advance)
+                move(old, new, self.advance, lambda: self._check_leaving(old))
 
     def symlink(self, path: str, target: str) -> None:
         """Make ``path`` a symbolic link to ``target``, which need not exist and is not followed out of the roots."""
         with self.roots.place(path, follow=False) as place, told(path):
-            os.symlink(target, place.writable().name, dir_fd=place.folder)
+            self.protection.check_target(place.writable(), exists=False)
+            os.symlink(target, place.name, dir_fd=place.folder)
 
     def chmod(self, path: str, mode: int) -> None:
         """Set the permission bits of a file or folder, links followed."""
@@ -237,6 +254,7 @@ class Files:
         try:
             with self._named(path) as place, told(path):
                 mode = place.writable().lstat().st_mode
+                self._check_leaving(place)
                 if directory:
                     os.rmdir(place.name, dir_fd=place.folder)
                 elif recursive and stat.S_ISDIR(mode):
@@ -281,6 +299,7 @@ class Files:
                 if is_folder:
                     if f"{goal.path}/".startswith(f"{source.path}/"):
                         raise FileError(f"{path} cannot be copied into itself", errno="EINVAL", path=goal.path)
+                    self.protection.check_target(goal, exists=False)
                     self._copy_tree(source, goal, dereference, ())
                 else:
                     self._copy_file(source, goal)
@@ -297,7 +316,7 @@ class Files:
             with self.roots.place(target) as goal, told(target):
                 if goal.path == real.path:
                     raise FileError(f"File exists: {goal.path} is what is copied", errno="EEXIST", path=goal.path)
-                self._copy_file(real, goal.writable(), keep_mode=False)
+                self._copy_file(real, goal, keep_mode=False)
 
     def _copy_tree(self, source: Place, goal: Place, dereference: bool, above: tuple[Identity, ...]) -> None:
         """Copy a folder.
@@ -331,7 +350,7 @@ class Files:
             os.fchmod(made, stat.S_IMODE(os.fstat(folder).st_mode))
 
     def _copy_file(self, source: Place, goal: Place, *, keep_mode: bool = True) -> None:
-        with _reading(source) as content, Draft(goal) as draft:
+        with _reading(source) as content, self.draft(goal) as draft:
             copy_content(content.fileno(), draft.fileno(), self.advance)
             draft.commit(stat.S_IMODE(os.fstat(content.fileno()).st_mode) if keep_mode else None)
 
@@ -366,7 +385,7 @@ class Files:
         with (
             self.roots.place(target, make_parents=parents) as place,
             told(target),
-            Draft(place.writable(), overwrite) as draft,
+            self.draft(place, overwrite) as draft,
         ):
             while chunk := read(bundle.CHUNK):
                 draft.write(chunk)
@@ -376,6 +395,20 @@ class Files:
             return {"path": place.path, "size": draft.size, "digest": draft.digest}
 
     # Shared
+
+    def draft(self, place: Place, overwrite: bool = True) -> Draft:
+        """A file that is to get the name of a place; see :class:`Draft`.
+
+        :raises Forbidden: if nothing may be written there.
+        """
+        return Draft(place.writable(), self.protection, overwrite)
+
+    def _check_leaving(self, place: Place) -> None:
+        """Make sure that what is there may be taken away or get another name."""
+        if stat.S_ISDIR(place.lstat().st_mode):
+            self.protection.check_folder(place.folder, place.name)
+        else:
+            self.protection.check_target(place, exists=True)
 
     @contextmanager
     def _named(self, path: str) -> Iterator[Place]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -212,8 +212,11 @@ class Ledger:
 
     # Users
 
-    def user_of(self, identity: Identity) -> User:
-        """The user of an identity, registered now if they are new; may be repeated."""
+    def user_of(self, identity: Identity, names: Callable[[str, str], Iterable[str]] | None = None) -> User:
+        """The user of an identity, registered now if they are new; may be repeated.
+
+        :param names: the folder names that they may get, of the one that their address makes and :func:`owner_of` them.
+        """
         with self.reading() as session:
             known: User | None = session.scalar(_by_identity(identity))
         if known is not None:
@@ -221,9 +224,8 @@ class Ledger:
         claimed = self._claim(identity)
         if claimed is not None:
             return claimed
-        candidates = [folder_name(identity.email)]
-        candidates += [f"{candidates[0]}-{secrets.token_hex(3)}" for _ in range(5)]
-        for username in candidates:
+        base, owner = folder_name(identity.email), _owner(identity.issuer, identity.subject)
+        for username in new_names(base) if names is None else names(base, owner):
             user = User(
                 id=new_id(),
                 issuer=identity.issuer,
@@ -352,6 +354,20 @@ class Ledger:
         with self.reading() as session:
             return list(session.scalars(select(Job).where(Job.folder == folder)))
 
+    def live_in(self, folders: Collection[str]) -> list[Job]:
+        """Everybody's jobs that live in one of these folders."""
+        with self.reading() as session:
+            return list(session.scalars(select(Job).where(Job.state.in_(_ACTIVE), Job.folder.in_(folders))))
+
+    def live_below(self, folders: Collection[str]) -> list[Job]:
+        """Everybody's jobs that live in one of these folders or anywhere below."""
+        # Not LIKE, which does not mind capital letters in some databases.
+        below = [func.substr(Job.folder, 1, len(folder) + 1) == f"{folder}/" for folder in folders]
+        with self.reading() as session:
+            return list(
+                session.scalars(select(Job).where(Job.state.in_(_ACTIVE), or_(Job.folder.in_(folders), *below)))
+            )
+
     def active(self) -> list[Job]:
         """Everybody's jobs that were launched and have not ended."""
         with self.reading() as session:
@@ -418,6 +434,13 @@ class Ledger:
                 if session.execute(statement).rowcount:  # type: ignore[attr-defined]
                     changed.append(job.id)
         return changed
+
+
+def new_names(base: str) -> Iterator[str]:
+    """The folder name that an address makes, and some to choose from where another person has it."""
+    yield base
+    for _ in range(5):
+        yield f"{base}-{secrets.token_hex(3)}"
 
 
 def owner_of(user: User) -> str:

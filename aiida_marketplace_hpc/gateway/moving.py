@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import stat
+from collections.abc import Callable
 
 from aiida_marketplace_hpc.gateway.descriptors import LIST, MAX_DEPTH, Advance, open_regular, too_deep
 from aiida_marketplace_hpc.gateway.draft import opened
@@ -41,11 +42,12 @@ def rename_new(old: Place, new: Place) -> None:
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
-def move(old: Place, new: Place, advance: Advance) -> None:
+def move(old: Place, new: Place, advance: Advance, check: Callable[[], None]) -> None:
     """Move a file or folder to another file system: it is copied out of sight, shown in one step, then taken away in one step.
 
     At every instant the whole of it is at the old place, at the new one, or at both. Permission bits and times are kept.
 
+    :param check: raises if it may not be taken away after all, which copying may have taken long enough for.
     :raises OSError: if it cannot be; the whole of it is at the old place then, and nothing at the new one.
     """
     if f"{new.path}/".startswith(f"{old.path}/"):
@@ -53,6 +55,7 @@ def move(old: Place, new: Place, advance: Advance) -> None:
     with staged(old.root, old.folder) as trash, staged(new.root, new.folder) as folder:
         copied, aside = Place(new.root, folder, _NAME, new.path), Place(old.root, trash, _NAME, old.path)
         _duplicate(old, copied, advance, 0)
+        check()
         _rename_whole(copied, new)
         try:
             _rename_whole(old, aside)

@@ -47,6 +47,7 @@ class Place:
     :param name: the last component, ``.`` for the root itself; nothing need be there.
     :param path: the absolute path as a caller would write it, links resolved.
     :param only_folder: the caller wrote a slash at the end: what is here, or comes here, is a folder and nothing else.
+    :param links: the symbolic links that the last component led through, each by the real path of its folder and its name.
     """
 
     root: Root
@@ -54,6 +55,7 @@ class Place:
     name: str
     path: str
     only_folder: bool = False
+    links: tuple[tuple[str, str], ...] = ()
 
     def writable(self) -> Place:
         """Return itself.
@@ -130,6 +132,22 @@ class Roots:
         self.locate(resolved)
         return resolved
 
+    def names_of(self, real: str, *, below: bool = False) -> set[str]:
+        """The paths under which callers may know what has this real path on the gateway's machine; nothing is opened.
+
+        They are more than one where a root is, or lies below, a link, or where roots overlap.
+
+        :param below: with the paths of the roots that lie below it.
+        """
+        parts = _components(real)
+        found = {real}
+        for root, base in self._bases:
+            if parts[: len(base)] == base:
+                found.add(posixpath.join(root.path, *parts[len(base) :]))
+            elif below and base[: len(parts)] == parts:
+                found.add(root.path)
+        return found
+
     def locate(self, path: str) -> tuple[Root, list[str]]:
         """The root that an absolute path lies below (the deepest), and the components under it; nothing is opened.
 
@@ -163,6 +181,7 @@ class _Walk:
         self._only_folder = path.endswith("/")
         self._name = ""
         self._stack: list[tuple[int, str]] = []
+        self._followed: list[tuple[str, str]] = []
         if len(os.fsencode(path)) > _MAX_PATH:
             raise FileError(f"the path is longer than {_MAX_PATH} bytes", errno="ENAMETOOLONG", path=path)
         self._root, self._todo = roots.locate(path)
@@ -250,6 +269,8 @@ class _Walk:
             raise FileExistsError(errno.EEXIST, "a link that leads nowhere is in the way")
         if self._root.read_only:
             raise Forbidden(f"{self._asked} is below the read-only root {self._root.name} ({self._root.path})")
+        if name.startswith(f"{PRIVATE}-"):  # It may be the name of a job's guard.
+            raise Forbidden(f"{name} in {self._asked} is a name for the gateway's own files: no such folder is made")
         with suppress(FileExistsError):
             os.mkdir(name, dir_fd=folder)
         return os.open(name, flags, dir_fd=folder)
@@ -257,6 +278,8 @@ class _Walk:
     def _redirect(self, target: str) -> None:
         self._links += 1
         self._own = min(self._own, len(self._todo))
+        if not self._todo:
+            self._followed.append((os.readlink(f"/proc/self/fd/{self._stack[-1][0]}"), self._name))
         if not self._todo and target.endswith("/"):  # The words of a link count as the caller's do.
             self._only_folder = True
         if self._links > _MAX_LINKS:
@@ -281,7 +304,7 @@ class _Walk:
     def _place(self, folder: int, name: str, up: int = 0) -> Place:
         names = [entry[1] for entry in self._stack[1 : len(self._stack) - up]]
         path = str(PurePosixPath(self._root.path, *names, name))
-        return Place(self._root, folder, name, path, self._only_folder)
+        return Place(self._root, folder, name, path, self._only_folder, tuple(self._followed))
 
     def _error(self, number: int) -> FileError:
         return FileError.from_os_error(OSError(number, ""), self._asked)

@@ -18,10 +18,12 @@ from aiida_marketplace_hpc.gateway.backends.base import Backend
 from aiida_marketplace_hpc.gateway.config import Settings
 from aiida_marketplace_hpc.gateway.descriptors import Advance
 from aiida_marketplace_hpc.gateway.files import Files
+from aiida_marketplace_hpc.gateway.homes import Homes
 from aiida_marketplace_hpc.gateway.jobs import Jobs
 from aiida_marketplace_hpc.gateway.ledger import Ledger, User, utc_now
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.operations import Operations
+from aiida_marketplace_hpc.gateway.protection import LiveJobs
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
 from aiida_marketplace_hpc.gateway.transfers import Transfers
 from aiida_marketplace_hpc.gateway.unfinished import Keep, sweep_root
@@ -47,7 +49,11 @@ class Caller:
 
     def watched(self, advance: Advance) -> Caller:
         """The same, but each operation on files tells its progress."""
-        return replace(self, files=Files(self.files.roots, advance))
+        return replace(self, files=self.files.watched(advance))
+
+    def forced(self) -> Caller:
+        """The same, but live jobs of the caller's own are not protected."""
+        return replace(self, files=self.files.forced(), transfers=self.transfers.forced())
 
     @cached_property
     def home(self) -> str:
@@ -87,6 +93,7 @@ class Gateway:
             metrics=self.metrics,
         )
         self.operations = Operations()
+        self.homes = Homes(self.settings.roots)
         self.authenticator: Authenticator = DevelopmentTokens(settings.dev_token)
         self._callers: dict[str, tuple[float, Caller]] = {}
         self._callers_lock = threading.Lock()
@@ -112,11 +119,13 @@ class Gateway:
         """Whose token it is; a new user is registered, and missing folders are made. Kept for :data:`_CALLER_AGE` seconds.
 
         :raises Unauthorized: if it is nobody's.
+        :raises Forbidden: if their folder turns out to be somebody else's.
         """
-        user = self.ledger.user_of(self.authenticator.identify(token))
+        user = self.ledger.user_of(self.authenticator.identify(token), self.homes.names)
         files = self.files_of(user)
         with suppress(FileError):  # Whoever uses the root says what is wrong with it.
             files.roots.prepare()
+        self.homes.claim(user)
         caller = Caller(user, files, Transfers(files, self.keep))
         with self._callers_lock:
             if len(self._callers) >= _MAX_CALLERS:
@@ -131,9 +140,8 @@ class Gateway:
 
     def files_of(self, user: User) -> Files:
         """What a user can do with files."""
-        return Files(
-            Roots([Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots])
-        )
+        roots = Roots([Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots])
+        return Files(roots, protection=LiveJobs(self.ledger, self.watch.refresh, roots, user.id))
 
     def _username_of(self, path: str) -> str | None:
         """The folder name of the user whose root a path lies below; empty below a root that is everybody's."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 from aiida_marketplace_hpc.gateway.descriptors import LIST, Advance
 from aiida_marketplace_hpc.gateway.draft import opened
+from aiida_marketplace_hpc.gateway.protection import Protection
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Root
 from aiida_marketplace_hpc.gateway.trees import remove_tree
 
@@ -64,21 +65,34 @@ def _sweep(folder: int) -> None:
 
 
 def merge(
-    source: int, goal: int, advance: Advance, *, replaces: Callable[[tuple[str, ...]], bool] = lambda _: True
+    source: int,
+    goal: int,
+    advance: Advance,
+    protection: Protection,
+    *,
+    replaces: Callable[[tuple[str, ...]], bool] = lambda _: True,
 ) -> None:
     """Rename everything in the open folder ``source`` into the open folder ``goal``, both on one file system.
 
     Folders are merged, everything else replaces what is there. Before anything is renamed it is made sure that all of it
-    can be: a file does not replace a folder that has something in it.
+    can be: a file does not replace a folder that has something in it, and nothing replaces what belongs to a live job.
 
     :param replaces: whether a folder, named by the parts of its path, replaces a file or link; else that is in the way.
     :raises OSError: if it cannot be.
+    :raises FileError: if it would change what belongs to a live job.
     """
-    _check(source, goal, (), replaces)
-    _merge(source, goal, advance)
+    _check(source, goal, (), replaces, protection)
+    _merge(source, goal, advance, protection)
 
 
-def _check(source: int, goal: int, at: tuple[str, ...], replaces: Callable[[tuple[str, ...]], bool]) -> None:
+def _check(
+    source: int,
+    goal: int,
+    at: tuple[str, ...],
+    replaces: Callable[[tuple[str, ...]], bool],
+    protection: Protection,
+) -> None:
+    _check_protection(source, goal, protection)
     for name in os.listdir(source):
         there = _mode(goal, name)
         if there is None:
@@ -90,18 +104,32 @@ def _check(source: int, goal: int, at: tuple[str, ...], replaces: Callable[[tupl
         with opened(name, LIST, goal) as old:
             if _is_folder(source, name):
                 with opened(name, LIST, source) as new:
-                    _check(new, old, (*at, name), replaces)
+                    _check(new, old, (*at, name), replaces, protection)
             elif os.listdir(old):
                 raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
-def _merge(source: int, goal: int, advance: Advance) -> None:
+def _check_protection(source: int, goal: int, protection: Protection) -> None:
+    old, new = [], []
+    for name in os.listdir(source):
+        there = _mode(goal, name)
+        if there is None:
+            new.append(name)
+        elif not stat.S_ISDIR(there):
+            old.append(name)
+        elif not _is_folder(source, name):
+            protection.check_folder(goal, name)
+    protection.check_names(goal, old=old, new=new)
+
+
+def _merge(source: int, goal: int, advance: Advance, protection: Protection) -> None:
+    _check_protection(source, goal, protection)
     for name in os.listdir(source):
         there = _mode(goal, name)
         if _is_folder(source, name):
             if there is not None and stat.S_ISDIR(there):
                 with opened(name, LIST, source) as new, opened(name, LIST, goal) as old:
-                    _merge(new, old, advance)
+                    _merge(new, old, advance, protection)
                 os.rmdir(name, dir_fd=source)
                 continue
             if there is not None:

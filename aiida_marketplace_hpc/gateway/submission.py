@@ -33,13 +33,12 @@ from aiida_marketplace_hpc.gateway.backends.base import (
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, User, owner_of
 from aiida_marketplace_hpc.gateway.metrics import Metrics
+from aiida_marketplace_hpc.gateway.protection import GUARD_PREFIX
 from aiida_marketplace_hpc.gateway.reconcile import Step, next_step, proven_absent
 from aiida_marketplace_hpc.protocol import JobState
 
 logger = logging.getLogger(__name__)
 
-GUARD_PREFIX = ".marketplace-hpc-"
-"""What the name of a guard begins with; the job's id follows."""
 MAX_SCRIPT = 4 * 1024 * 1024
 """Bytes: Slurm's own limit for a batch script (``max_script_size``)."""
 _THREADS = 4

@@ -20,7 +20,7 @@ from aiida_marketplace_hpc.bundle import Entry, Reader
 from aiida_marketplace_hpc.bundle import write as bundled
 from aiida_marketplace_hpc.errors import FileError, IntegrityError, InvalidRequest
 from aiida_marketplace_hpc.gateway.descriptors import LIST, MAX_DEPTH, Identity, identity_of, open_regular, told
-from aiida_marketplace_hpc.gateway.draft import Draft, existing_target, opened
+from aiida_marketplace_hpc.gateway.draft import existing_target, opened
 from aiida_marketplace_hpc.gateway.files import Files, Read, path_below
 from aiida_marketplace_hpc.gateway.roots import PRIVATE
 from aiida_marketplace_hpc.gateway.unfinished import Content, InUse, Keep, unfinished
@@ -47,6 +47,10 @@ class Transfers:
     def __init__(self, files: Files, keep: Keep) -> None:
         self._files = files
         self._keep = keep
+
+    def forced(self) -> Transfers:
+        """The same for somebody who means it, also where a live job of theirs is concerned."""
+        return Transfers(self._files.forced(), self._keep)
 
     # In
 
@@ -75,12 +79,14 @@ class Transfers:
                 if where.rstrip("/") not in tops:  # What is put right into a root does not change the root itself.
                     modes.append((where, entry.mode))
             elif entry.type == "symlink":
+                there = None
                 with suppress(FileError):
-                    if overwrite and files.stat(where)["type"] != "directory":
-                        files.remove(where)
+                    there = files.stat(where)["type"]
+                if overwrite and there not in (None, "directory"):
+                    files.remove(where, missing_ok=True)
                 files.symlink(where, entry.target)
             else:
-                with files.roots.place(where) as place, told(where), Draft(place.writable(), overwrite) as draft:
+                with files.roots.place(where) as place, told(where), files.draft(place, overwrite) as draft:
                     for chunk in chunks:
                         draft.write(chunk)
                     # Only now, past the digest, is the file known to be whole; the reader raises if it is not.
@@ -123,7 +129,7 @@ class Transfers:
             raise InvalidRequest("the digest of a file in parts is sha-256: and 64 hexadecimal digits")
         target = self._files.inside(path, into) if into else path
         with self._files.roots.place(target, make_parents=parents) as place, told(target):
-            existing_target(place.writable(), overwrite)
+            existing_target(place.writable(), self._files.protection, overwrite)
             asking = offset is None and not restart
             try:
                 with unfinished(place, total, digest, self._keep, asking=asking) as content:
@@ -141,7 +147,7 @@ class Transfers:
                             raise IntegrityError(
                                 f"{target} arrived with a wrong digest: nothing was written; send it again"
                             )
-                        content.move_to(place, mode, overwrite)
+                        content.move_to(place, self._files.protection, mode, overwrite)
                         return {"complete": True, "path": place.path, "size": total, "digest": digest}
                     wait = content.checking or content.copying
                     return {"complete": False, "held": content.held, "digest": content.digest, "wait": wait}

@@ -27,7 +27,14 @@ from dataclasses import dataclass
 
 from aiida_marketplace_hpc.bundle import CHUNK, PART
 from aiida_marketplace_hpc.gateway.descriptors import LIST, SYNC_EVERY
-from aiida_marketplace_hpc.gateway.draft import UNFINISHED, Draft, existing_target, opened, private_folder
+from aiida_marketplace_hpc.gateway.draft import (
+    UNFINISHED,
+    Draft,
+    existing_target,
+    opened,
+    private_folder,
+)
+from aiida_marketplace_hpc.gateway.protection import Protection
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place, Root
 
 _COMPLETE = ".complete"
@@ -171,17 +178,19 @@ class Content:
         os.ftruncate(self._descriptor, 0)
         self.held, self._digest, self._on_disk, self.copying = 0, hashlib.sha256(), 0, False
 
-    def move_to(self, place: Place, mode: int | None, overwrite: bool) -> None:
+    def move_to(self, place: Place, protection: Protection, mode: int | None, overwrite: bool) -> None:
         """Give the whole content its final name.
 
         :param mode: permission bits; without it a replaced file's are kept and a new one gets the default.
         :raises OSError: the folder is gone, or refuses; what is held stays.
+        :raises FileError: the name belongs to a live job; what is held stays.
         """
-        existing = existing_target(place, overwrite)
+        os.fsync(self._descriptor)  # Which may take its time: only then is looked what is there.
+        existing = existing_target(place, protection, overwrite)
         if mode is None and existing is not None:
             mode = stat.S_IMODE(existing.st_mode)
         if os.fstat(self._descriptor).st_dev != os.fstat(place.folder).st_dev:
-            self._copy_to(place, mode, overwrite)
+            self._copy_to(place, protection, mode, overwrite)
             return
         if mode is not None:
             os.fchmod(self._descriptor, mode & 0o7777)
@@ -197,9 +206,9 @@ class Content:
             os.rename(self._name, self._name + _COMPLETE, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         self._moved = True
 
-    def _copy_to(self, place: Place, mode: int | None, overwrite: bool) -> None:
+    def _copy_to(self, place: Place, protection: Protection, mode: int | None, overwrite: bool) -> None:
         # A file system mounted below the root.
-        with Draft(place, overwrite) as draft:
+        with Draft(place, protection, overwrite) as draft:
             position = 0
             while chunk := os.pread(self._descriptor, CHUNK, position):
                 draft.write(chunk)

@@ -188,6 +188,17 @@ def test_files_of_a_root_and_of_a_job(run: Run, fake: FakeGateway, tmp_path: Pat
     assert "sub" in good(run("file", "list", jobid, "folder"))
 
 
+def test_force_is_sent_only_where_it_is_given(run: Run, fake: FakeGateway, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("content")
+    (tmp_path / "folder").mkdir()
+    for options, sent in ((["--force"], ["true"] * 2), ([], [None] * 2)):
+        good(run("file", "upload", "in.txt", fake.home, *options))
+        good(run("file", "upload", "folder", fake.home, *options))
+        good(run("file", "delete", "home", "in.txt", *options))
+        assert [seen.parameters.get("force") for seen in fake.named("createDataset")[-2:]] == sent
+        assert fake.named("deleteDataset")[-1].parameters.get("force") == sent[0]
+
+
 def test_files_of_a_classic_gateway(run: Run, fake: FakeGateway, tmp_path: Path) -> None:
     fake.classic = True
     (tmp_path / "in.txt").write_text("content")

@@ -73,6 +73,8 @@ def request_of(capability: Capability, jobid: str) -> dict[str, Any]:
     for parameter in capability.parameters:
         if parameter.name == "filename":
             request["params"]["filename"] = "run.sh" if capability.name != "listFiles" else ""
+        elif parameter.name == "force":  # The job is live.
+            request["params"]["force"] = "true"
     if capability.body == "file":
         request["data"] = b"content"
     if capability.name == "query":
@@ -344,6 +346,7 @@ def test_the_pages_for_people(served: ServedGateway) -> None:
         "total",
         "offset",
         "restart",
+        "force",
     ]
 
 

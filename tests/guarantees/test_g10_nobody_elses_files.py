@@ -97,7 +97,8 @@ def hostile_names(bob: Path) -> list[str]:
 
 def assert_untouched(bob: Path) -> None:
     assert (bob / "canary").read_bytes() == CANARY
-    assert sorted(os.listdir(bob)) == ["canary"]
+    assert sorted(os.listdir(bob)) == [".marketplace-hpc", "canary"]
+    assert os.listdir(bob / ".marketplace-hpc") == ["owner"]
 
 
 def test_no_name_leads_out_on_any_file_route(attacker: Attacker, homes: tuple[Path, Path]) -> None:

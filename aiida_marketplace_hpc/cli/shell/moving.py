@@ -9,10 +9,12 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from aiida_marketplace_hpc.cli.common import Settings, progress_bar
+from aiida_marketplace_hpc.cli.shell.changing import live_option
 from aiida_marketplace_hpc.cli.shell.cluster import CommandError, Json, is_folder
 from aiida_marketplace_hpc.cli.shell.line import Word
 from aiida_marketplace_hpc.cli.shell.session import Session, command, operands
@@ -59,8 +61,9 @@ def get(session: Session, words: Sequence[Word], keep: bool, keep_links: bool) -
 @command("put", expands=False, completes=("local", "both"))
 @_keep_option
 @click.option("-P", "--keep-links", is_flag=True, help="Send symbolic links inside a folder as links.")
+@live_option
 @operands("words", metavar="LOCAL... [REMOTE]")
-def put(session: Session, words: Sequence[Word], keep: bool, keep_links: bool) -> int:
+def put(session: Session, words: Sequence[Word], keep: bool, keep_links: bool, live: bool) -> int:
     """Upload files and folders.
 
     To REMOTE, or into it if that is a folder; by default into the current folder (pwd). With more than one name, the last one
@@ -81,15 +84,12 @@ def put(session: Session, words: Sequence[Word], keep: bool, keep_links: bool) -
         local = Path(name)
         base = local.absolute().name if local.name not in ("", "..") else local.resolve().name
         with _progress(session, base, lambda: _local_size(local)) as progress:
+            options: dict[str, Any] = {"into": base, "overwrite": not keep, "force": live, "progress": progress}
             if local.is_dir():
-                answer = cluster.gateway.put_tree(
-                    local, target, dereference=not keep_links, into=base, overwrite=not keep, progress=progress
-                )
+                answer = cluster.gateway.put_tree(local, target, dereference=not keep_links, **options)
             else:
                 mode = stat.S_IMODE(local.stat().st_mode)
-                answer = cluster.gateway.put_file(
-                    local, target, mode=mode, into=base, overwrite=not keep, progress=progress
-                )
+                answer = cluster.gateway.put_file(local, target, mode=mode, **options)
         return str(answer["path"])
 
     return _each(session, "put", sources, one)

@@ -35,7 +35,8 @@ def upload(call: Call) -> Answer:
         "into": given.get("into"),
         "parents": given.get("parents", False),
     }
-    transfers = call.caller.transfers
+    caller = call.caller.forced() if given.get("force") else call.caller
+    transfers = caller.transfers
     if "total" in given:
         if "digest" not in given:
             raise InvalidRequest("an upload in parts needs the digest of the whole file")
@@ -54,9 +55,7 @@ def upload(call: Call) -> Answer:
     elif given.get("bundle"):
         written = transfers.write_folder(path, body.read, **options)
     else:
-        written = call.caller.files.write(
-            path, body.read, digest=given.get("digest"), mode=given.get("mode"), **options
-        )
+        written = caller.files.write(path, body.read, digest=given.get("digest"), mode=given.get("mode"), **options)
     return {"message": "File uploaded.", **written}
 
 
@@ -105,7 +104,8 @@ def _chunks(content: BinaryIO, size: int) -> Generator[bytes, None, None]:
 
 def delete(call: Call) -> Answer:
     """Remove a file, or a folder with all that is in it."""
-    call.caller.files.remove(_path(call, call.parameters["filename"]), recursive=True)
+    caller = call.caller.forced() if call.parameters.get("force") else call.caller
+    caller.files.remove(_path(call, call.parameters["filename"]), recursive=True)
     return {"message": "File deleted."}
 
 

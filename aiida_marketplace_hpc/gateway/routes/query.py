@@ -12,6 +12,7 @@ from typing import Any
 
 from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, TooLarge
 from aiida_marketplace_hpc.gateway import archives
+from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.operations import Running
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, Later
 from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATIONS
@@ -176,13 +177,18 @@ def _mkdir(call: Call, fields: Fields) -> Any:
     return {}
 
 
+def _changing(call: Call, fields: Fields) -> Files:
+    """What the caller can do with files, with ``force`` also where live jobs of their own are concerned."""
+    return call.caller.files.forced() if _flag(fields, "force") else call.caller.files
+
+
 def _rename(call: Call, fields: Fields) -> Any:
-    call.caller.files.rename(_text(fields, "path"), _text(fields, "target"))
+    _changing(call, fields).rename(_text(fields, "path"), _text(fields, "target"))
     return {}
 
 
 def _copy(call: Call, fields: Fields) -> Any:
-    call.caller.files.copy(
+    _changing(call, fields).copy(
         _text(fields, "path"),
         _text(fields, "target"),
         dereference=_flag(fields, "dereference"),
@@ -203,7 +209,7 @@ def _chmod(call: Call, fields: Fields) -> Any:
 
 
 def _remove(call: Call, fields: Fields) -> Any:
-    call.caller.files.remove(
+    _changing(call, fields).remove(
         _text(fields, "path"),
         directory=_flag(fields, "directory"),
         recursive=_flag(fields, "recursive"),
@@ -217,7 +223,7 @@ def _compress(call: Call, fields: Fields) -> Any:
     if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
         raise InvalidRequest("sources is a list of paths")
     return archives.compress(
-        call.caller.files,
+        _changing(call, fields),
         sources,
         _text(fields, "target"),
         _text(fields, "root_dir"),
@@ -229,7 +235,7 @@ def _compress(call: Call, fields: Fields) -> Any:
 
 def _extract(call: Call, fields: Fields) -> Any:
     return archives.extract(
-        call.caller.files,
+        _changing(call, fields),
         _text(fields, "path"),
         _text(fields, "target"),
         strip_components=_number(fields, "strip_components"),

@@ -441,6 +441,26 @@ def test_put_says_what_is_wrong(run: Run, home: Path, here: Path) -> None:
     assert "nothing matches" in run("put *.gone").err
 
 
+def test_what_a_live_job_needs_is_changed_only_with_a_word_of_its_own(
+    run: Run, home: Path, here: Path, gateway: HpcGateway
+) -> None:
+    fill(home)
+    (home / "b" / "run.sh").write_text("#!/bin/sh\n")
+    gateway.submit(str(home / "b"), "run.sh")
+    (here / "run.sh").write_text("#!/bin/sh\necho mine\n")
+    for line in ("rm -rf b", "rm -f b/run.sh", "mv b c", "cp run.sh b", "cp a.txt b/run.sh", "put run.sh b"):
+        said = run(line)
+        assert said.status == 1, line
+        assert "is protected" in said.err, line
+        if not line.startswith("put"):
+            assert "--live" in said.err, line
+        assert (home / "b" / "run.sh").read_text() == "#!/bin/sh\n", line
+    good(run("put --live run.sh b"))
+    assert (home / "b" / "run.sh").read_text() == "#!/bin/sh\necho mine\n"
+    good(run("cp --live a.txt b/run.sh; mv --live b c; mv c b; rm -r --live b"))
+    assert not (home / "b").exists()
+
+
 def test_a_person_sees_progress(
     run: Run, home: Path, here: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
