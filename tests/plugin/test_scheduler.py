@@ -17,7 +17,8 @@ from plumpy.greenback_bridge import ensure_portal
 from aiida_marketplace_hpc import protocol
 from aiida_marketplace_hpc.errors import Unauthorized
 from aiida_marketplace_hpc.gateway.backends.base import Refused, Submission
-from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler, calculation_uuid, job_info
+from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler, job_info
+from aiida_marketplace_hpc.submission import calculation_uuid
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 from aiida_marketplace_hpc.testing.served import ServedGateway
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
@@ -179,7 +180,7 @@ def test_a_job_refused_after_the_answer_still_says_why(scheduler: MarketplaceHpc
 def test_every_state_has_its_place() -> None:
     document = dict.fromkeys(protocol.JOB_FIELDS)
     for state in protocol.JobState:
-        info = job_info({**document, "jobid": "x", "state": state.value, "final": state.final})
+        info = job_info({**document, "jobid": "x", "state": state.value, "final": state.final}, "http://gateway")
         assert (info.job_state is JobState.DONE) == state.final
 
 
