@@ -137,6 +137,7 @@ def test_a_submission_that_arrives_after_the_kill_launches_nothing(rig: Rig, sit
     assert not site.gateway.machine.exists(f"{job['folder']}/executed")
 
 
+@pytest.mark.services
 def test_what_could_not_be_cancelled_is_said_and_found_by_reconcile(rig: Rig) -> None:
     injected, pk, uuid = rig.submit_into(LoseAnswer(), times=None)
     rig.wait_for_state(uuid, "RUNNING")
