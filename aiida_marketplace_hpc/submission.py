@@ -1,7 +1,7 @@
 """The submission of one calculation, which may be killed meanwhile.
 
 A calculation that has no job id yet has nothing that AiiDA could cancel, and so a kill just ends it. The request that is under
-way goes on all the same, and so do AiiDA's further attempts after one that failed: a job would run that nobody waits for. So
+way goes on all the same, and after a kill by force so do AiiDA's further attempts: a job would run that nobody waits for. So
 the job is *withdrawn* when
 
 - the process ends, but not well: at once, though the request may still be under way;

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sites import Installation, Site
@@ -83,11 +85,18 @@ class Rig:
         said: list[str] = self.installation.run(f"print(json.dumps(report(orm.load_node({pk}))))")
         return "\n".join(said)
 
-    def reconcile(self, *options: str, answer: str = "", check: bool = True) -> str:
-        """Run ``marketplace-hpc computer reconcile`` for the computer."""
+    def reconcile(self, *options: str, label: str = LABEL, answer: str = "") -> subprocess.CompletedProcess[str]:
+        """Run ``marketplace-hpc computer reconcile``."""
         profile = self.installation.profile
-        command = [str(Path(sys.executable).with_name("marketplace-hpc")), "computer", "reconcile", LABEL, *options]
-        return profile.run(command, input=answer, env=self.installation.token, check=check).stdout
+        command = [str(Path(sys.executable).with_name("marketplace-hpc")), "computer", "reconcile", label, *options]
+        return profile.run(command, input=answer, env=self.installation.token, check=False)
+
+    def submit_as_somebody_else(self, folder: str, client_ref: str | None, tmp_path: Path) -> str:
+        """Submit a job that is no calculation of the profile; its id."""
+        script = tmp_path / "run.sh"
+        script.write_text("#!/bin/sh\nsleep 600\n")
+        self.gateway.put_file(script, f"{folder}/run.sh", parents=True)
+        return str(self.gateway.submit(folder, "run.sh", client_ref=client_ref)["jobid"])
 
 
 @pytest.fixture(scope="module")
@@ -139,22 +148,62 @@ def test_a_submission_that_arrives_after_the_kill_launches_nothing(rig: Rig, sit
 
 @pytest.mark.services
 def test_what_could_not_be_cancelled_is_said_and_found_by_reconcile(rig: Rig) -> None:
-    injected, pk, uuid = rig.submit_into(LoseAnswer(), times=None)
+    # What identifies the job is asked for by the same request, whose answer is lost each time.
+    _, pk, uuid = rig.submit_into(LoseAnswer(), times=None)
     rig.wait_for_state(uuid, "RUNNING")
     rig.kill(pk)
-    # At once, and again when the submission has come back or is to be tried again.
-    said = "could not be cancelled"
-    wait_until(lambda: rig.logged(pk).count(said) == 2, within=60, failure=lambda: rig.logged(pk))
-    assert f"marketplace-hpc computer reconcile {LABEL}" in rig.logged(pk)
-    injected.withdraw()
+    advice = f"marketplace-hpc computer reconcile {LABEL}"
+    wait_until(lambda: advice in rig.logged(pk), within=60, failure=lambda: rig.logged(pk))
     (job,) = rig.jobs(uuid)
     assert job["state"] == "RUNNING"
 
-    (orphan,) = json.loads(rig.reconcile("--json"))["orphans"]
+    (orphan,) = json.loads(rig.reconcile("--json").stdout)["orphans"]
     assert (orphan["jobid"], orphan["client_ref"], orphan["pk"]) == (job["jobid"], uuid, pk)
     assert orphan["process_state"] == "killed"
-    assert job["jobid"] in rig.reconcile(answer="n\n", check=False)
+    refused = rig.reconcile(answer="n\n")
+    assert (refused.returncode, job["jobid"] in refused.stdout) == (0, True)
     rig.wait_for_state(uuid, "RUNNING")
-    assert "1 job cancelled" in rig.reconcile("--yes")
+    agreed = rig.reconcile(answer="y\n")
+    assert (agreed.returncode, "1 job cancelled" in agreed.stdout) == (0, True)
     rig.wait_for_state(uuid, "CANCELLED")
-    assert "No job runs on" in rig.reconcile()
+
+
+@pytest.mark.services
+def test_reconcile_leaves_alone_what_may_be_somebody_elses(rig: Rig, site: Site, tmp_path: Path) -> None:
+    (_, uuid), reference = rig.submit(), str(uuid4())
+    rig.wait_for_state(uuid, "RUNNING")
+    others = rig.submit_as_somebody_else(f"{site.home}/others-{reference}", reference, tmp_path)
+    rig.submit_as_somebody_else(f"{site.home}/script-{reference}", None, tmp_path)
+
+    said = json.loads(rig.reconcile("--json", "--yes").stdout)
+    assert (said["orphans"], said["cancelled"]) == ([], [])
+    assert [(job["jobid"], job["client_ref"], job["pk"]) for job in said["unknown"]] == [(others, reference, None)]
+    assert len(rig.gateway.active_jobs()) == 3
+    said = json.loads(rig.reconcile("--json", "--yes", "--unknown").stdout)
+    assert said["cancelled"] == [others]
+    rig.wait_for_state(reference, "CANCELLED")
+    assert len(rig.gateway.active_jobs()) == 2
+    assert "No job runs on" in rig.reconcile().stdout
+
+    for label, words in (("localhost", "it has the transport core.local"), ("nowhere", "has no computer nowhere")):
+        wrong = rig.reconcile(label=label)
+        assert wrong.returncode == 2
+        assert words in wrong.stderr
+        assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.services
+def test_a_daemon_that_is_restarted_while_it_submits_cancels_nothing(rig: Rig, site: Site) -> None:
+    _, pk, uuid = rig.submit_into(StallAnswer(after=0))
+    profile = rig.installation.profile
+    profile.stop_daemon()
+    (job,) = rig.jobs(uuid)
+    assert not job["final"]
+    profile.start_daemon(env=rig.installation.token)
+    wait_until(
+        lambda: rig.installation.run(f"print(json.dumps(orm.load_node({pk}).get_job_id()))") == job["jobid"],
+        within=60,
+        failure=lambda: profile.daemon_log(),
+    )
+    rig.wait_for_state(uuid, "RUNNING")
+    assert site.gateway.machine.read_text(f"{job['folder']}/executed") == "ran\n"
