@@ -59,9 +59,9 @@ class Rig:
         wait_until(lambda: injected.hit > 0, within=60, failure=lambda: self.installation.profile.daemon_log())
         return injected, pk, uuid
 
-    def kill(self, pk: int) -> None:
+    def kill(self, pk: int, *options: str) -> None:
         """Kill it as its user does, and see it dead."""
-        said = self.installation.profile.verdi("process", "kill", str(pk), check=False)
+        said = self.installation.profile.verdi("process", "kill", *options, str(pk), check=False)
         assert "processed" in said.stdout + said.stderr
         (outcome,) = self.installation.profile.wait_for([pk]).values()
         assert outcome.state == "killed"
@@ -128,10 +128,11 @@ def rig(proxied: Rig) -> Iterator[Rig]:
         proxied.gateway.cancel_job(job["jobid"])
 
 
-def test_a_job_whose_answer_hangs_is_cancelled_with_its_calculation(rig: Rig) -> None:
+@pytest.mark.parametrize("options", [[], pytest.param(["--force"], marks=pytest.mark.services)])
+def test_a_job_whose_answer_hangs_is_cancelled_with_its_calculation(rig: Rig, options: list[str]) -> None:
     _, pk, uuid = rig.submit_into(StallAnswer(after=0))
     rig.wait_for_state(uuid, "RUNNING")
-    rig.kill(pk)
+    rig.kill(pk, *options)
     rig.wait_for_state(uuid, "CANCELLED")
     wait_until(lambda: "was cancelled" in rig.logged(pk), within=30, failure=lambda: rig.logged(pk))
 
