@@ -42,10 +42,14 @@ class OffLoop:
             self._executor = pool
         return self._executor
 
+    def start(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[R]:
+        """Start a blocking call from the thread of a loop; it goes on whether anybody awaits it or not."""
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._pool, functools.partial(function, *args, **kwargs))
+
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Await a blocking call."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, functools.partial(function, *args, **kwargs))
+        return await self.start(function, *args, **kwargs)
 
     async def run_to_the_end(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Await a blocking call, also if the task is cancelled meanwhile: the cancellation waits until the call is over.
@@ -53,8 +57,7 @@ class OffLoop:
         For calls whose outcome must be recorded: a thread cannot be cancelled, it would go on without anybody noting what
         it did.
         """
-        loop = asyncio.get_running_loop()
-        call = loop.run_in_executor(self._pool, functools.partial(function, *args, **kwargs))
+        call = self.start(function, *args, **kwargs)
         cancelled = False
         while not call.done():
             try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
 from datetime import datetime
-from pathlib import PurePath
 from typing import Any
 
 from aiida.engine import ExitCode
@@ -20,6 +18,7 @@ from aiida_marketplace_hpc.errors import (
     SubmissionRefused,
     Unauthorized,
 )
+from aiida_marketplace_hpc.submission import submission
 from aiida_marketplace_hpc.transport import Connection, MarketplaceHpcTransport
 
 EXIT_REFUSED = 130
@@ -65,15 +64,10 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         May be repeated: the gateway knows the folder and the script, and answers with the same job.
 
         :returns: an exit code, with the scheduler's own words, for a job that it refuses for good.
+        :raises asyncio.CancelledError: the calculation was killed meanwhile; see :mod:`~aiida_marketplace_hpc.submission`.
         """
-        connection = self._connection
         try:
-            job = connection.scheduler_off_loop.run_blocking_to_the_end(
-                connection.gateway.submit,
-                str(working_directory),
-                filename,
-                client_ref=calculation_uuid(working_directory),
-            )
+            job = submission(self._connection, str(working_directory), filename).carry_out()
         except SubmissionRefused as exc:
             return refusal(exc.message)
         return str(job["jobid"])
@@ -90,7 +84,7 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         infos: dict[str, JobInfo] = {}
         if jobs is None:
             for document in connection.scheduler_off_loop.run_blocking(connection.gateway.active_jobs):
-                infos[document["jobid"]] = job_info(document)
+                infos[document["jobid"]] = job_info(document, connection.gateway.url)
         else:
             infos = self._states(connection, [str(job) for job in jobs])
         return infos if as_dict else list(infos.values())
@@ -107,9 +101,9 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         for jobid in jobids:
             document = known.get(jobid)
             if document is None:
-                infos[jobid] = undetermined(jobid, reason, self._last_known.get(jobid))
+                infos[jobid] = undetermined(jobid, reason, self._last_known.get(jobid), connection.gateway.url)
                 continue
-            infos[jobid] = job_info(document)
+            infos[jobid] = job_info(document, connection.gateway.url)
             if document["final"]:
                 self._last_known.pop(jobid, None)
             else:
@@ -117,10 +111,15 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         return infos
 
     def kill_job(self, jobid: str) -> bool:
-        """Cancel a job; ``True`` also for one that has ended. May be repeated."""
+        """Cancel a job. May be repeated.
+
+        :returns: ``True`` if the job has ended, or if the gateway has it in writing that it is to end: it goes on trying, also
+            when the scheduler does not take the cancellation now. ``False`` if the gateway refuses.
+        :raises MarketplaceHpcError: the gateway has not confirmed anything; AiiDA tries again.
+        """
         connection = self._connection
         try:
-            connection.scheduler_off_loop.run_blocking(connection.gateway.cancel_job, str(jobid))
+            connection.scheduler_off_loop.run_blocking(connection.gateway.ensure_cancelled, str(jobid))
         except GatewayError as exc:
             if exc.retryable or isinstance(exc, Unauthorized):
                 raise
@@ -131,11 +130,16 @@ class MarketplaceHpcScheduler(SlurmScheduler):
     def get_detailed_job_info(self, job_id: str) -> dict[str, Any]:
         """The job with its accounting, in the form that ``parse_output`` reads.
 
+        A job that was cancelled a moment ago may not have ended yet; its end is waited for.
+
         :returns: ``retval``, ``stdout`` and ``stderr`` as of ``sacct --parsable``, and beside them ``job``, what the gateway
             knows, and ``gateway``, its address.
+        :raises SchedulerError: the job has not ended, so there is no whole record yet; AiiDA tries again.
         """
         connection = self._connection
         job = connection.scheduler_off_loop.run_blocking(connection.gateway.show_job, str(job_id), _WAIT_FOR_END)
+        if not job["final"]:
+            raise SchedulerError(f"job {job_id} has not ended, it is {job['state']}: there is no accounting of it yet")
         accounting = job.pop("accounting", None) or {}
         columns = accounting.get("columns") or ["JobID", "State"]
         rows = accounting.get("rows") or [[job["scheduler_id"] or job_id, job["scheduler_state"] or job["state"]]]
@@ -164,17 +168,8 @@ def refusal(words: str) -> ExitCode:
     return ExitCode(status, f"The scheduler refused the job: {words}", invalidates_cache=True)
 
 
-def calculation_uuid(working_directory: str) -> str | None:
-    """The UUID of the calculation that a working directory belongs to: AiiDA makes the path's last three parts of it."""
-    text = "".join(PurePath(working_directory).parts[-3:])
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        return None
-
-
-def job_info(document: dict[str, Any]) -> JobInfo:
-    """What the gateway says about a job, in AiiDA's terms; everything it says is in ``raw_data``."""
+def job_info(document: dict[str, Any], gateway: str) -> JobInfo:
+    """What the gateway says about a job, in AiiDA's terms; everything it says is in ``raw_data``, and its address."""
     info = JobInfo()
     info.job_id = document["jobid"]
     info.job_state = JobState.DONE if document["final"] else _STATES[protocol.JobState(document["state"])]
@@ -191,17 +186,17 @@ def job_info(document: dict[str, Any]) -> JobInfo:
     info.submission_time = _moment(document["submitted_at"])
     info.dispatch_time = _moment(document["started_at"])
     info.finish_time = _moment(document["ended_at"])
-    info.raw_data = document
+    info.raw_data = {"gateway": gateway, **document}
     return info
 
 
-def undetermined(jobid: str, reason: str, last_known: dict[str, Any] | None) -> JobInfo:
+def undetermined(jobid: str, reason: str, last_known: dict[str, Any] | None, gateway: str) -> JobInfo:
     """The entry of a job about which nothing can be known now."""
     info = JobInfo()
     info.job_id = jobid
     info.job_state = JobState.UNDETERMINED
     info.annotation = reason
-    info.raw_data = {"reason": reason, "last_known": last_known}
+    info.raw_data = {"gateway": gateway, "reason": reason, "last_known": last_known}
     return info
 
 

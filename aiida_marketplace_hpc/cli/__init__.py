@@ -1,8 +1,8 @@
 """The command line of both sides.
 
 ``common`` holds what all commands of the client share (options, output, exit codes); ``service``, ``job``, ``file``,
-``user``, ``doctor`` and the package ``shell`` are those commands; ``gateway`` and ``demo`` are commands of their own. Each
-module is imported only when its command runs, so that ``--help`` and completion answer at once.
+``user``, ``doctor`` and the package ``shell`` are those commands; ``computer``, ``gateway`` and ``demo`` are commands of their
+own. Each module is imported only when its command runs, so that ``--help`` and completion answer at once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "job": ("job:job", "Create, launch, watch and cancel jobs."),
     "file": ("file:file", "List, upload, download and delete files."),
     "shell": ("shell:shell", "Look at and work on the cluster's files, as in a shell."),
+    "computer": ("computer:computer", "Look after a computer in AiiDA that is a gateway."),
     "gateway": ("gateway:gateway", "Publish a cluster: serve the gateway."),
     "demo": ("demo:demo", "See a study run from beginning to end."),
 }

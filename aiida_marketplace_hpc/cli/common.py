@@ -49,36 +49,53 @@ def client_options(*, environment: bool = False) -> Callable[[F], F]:
     :param environment: take the defaults from the environment.
     """
 
-    def remember(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
-        settings = ctx.ensure_object(Settings)
-        if value is not None and parameter.name is not None:
-            setattr(settings, parameter.name, value)
-
-    def option(*names: str, envvar: str | None = None, **attributes: Any) -> Callable[[F], F]:
-        return click.option(
-            *names,
-            envvar=envvar if environment else None,
-            show_envvar=environment,
-            default=None,
-            expose_value=False,
-            is_eager=True,  # Before a command that fails on its arguments, so that it knows in which form to say so.
-            callback=remember,
-            **attributes,
-        )
+    def from_environment(name: str) -> dict[str, Any]:
+        return {"envvar": name, "show_envvar": True} if environment else {}
 
     def decorate(command: F) -> F:
         for decorator in (
-            option("--json", "json", is_flag=True, help="Print one JSON document."),
-            option("--token-source", metavar="SOURCE", help="env:NAME, file:PATH or command:CMD."),
-            option(
-                "--app-id", envvar="MP_APP_ID", metavar="ID", help="Go through the MarketPlace's proxy to this app."
+            json_option(),
+            _setting("--token-source", metavar="SOURCE", help="env:NAME, file:PATH or command:CMD."),
+            _setting(
+                "--app-id",
+                metavar="ID",
+                help="Go through the MarketPlace's proxy to this app.",
+                **from_environment("MP_APP_ID"),
             ),
-            option("--url", envvar="MP_HOST", metavar="URL", help="The gateway's address, or the MarketPlace's."),
+            _setting(
+                "--url",
+                metavar="URL",
+                help="The gateway's address, or the MarketPlace's.",
+                **from_environment("MP_HOST"),
+            ),
         ):
             command = decorator(command)
         return command
 
     return decorate
+
+
+def json_option() -> Callable[[F], F]:
+    """Give a command ``--json``; it lands in :class:`Settings`."""
+    return _setting("--json", "json", is_flag=True, help="Print one JSON document.")
+
+
+def _setting(*names: str, **attributes: Any) -> Callable[[F], F]:
+    """An option that lands in :class:`Settings`, and that a command and the one above it may both have."""
+
+    def remember(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+        settings = ctx.ensure_object(Settings)
+        if value is not None and parameter.name is not None:
+            setattr(settings, parameter.name, value)
+
+    return click.option(
+        *names,
+        default=None,
+        expose_value=False,
+        is_eager=True,  # Before a command that fails on its arguments, so that it knows in which form to say so.
+        callback=remember,
+        **attributes,
+    )
 
 
 def connect(settings: Settings) -> HpcGateway:

@@ -23,7 +23,9 @@ from aiida_marketplace_hpc.errors import (
     GatewayError,
     InvalidRequest,
     NotSupported,
+    Phase,
     ServerFault,
+    Unavailable,
     from_wire,
 )
 from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATIONS
@@ -196,8 +198,24 @@ class HpcGateway:
         :param unlaunched: end a job that was never launched, too: a launch that arrives later does nothing.
         :return: ``message``, ``jobid``, ``state``.
         :raises Conflict: it was never launched.
+        :raises Unavailable: the scheduler does not take it now. If that is the gateway's own word (its ``phase`` is
+            ``ANSWERED``), the gateway has written down that the job is to end, and goes on trying.
         """
         return self._call("deleteTransformation", {"jobid": jobid, "unlaunched": unlaunched or None})
+
+    def ensure_cancelled(self, jobid: str, *, unlaunched: bool = False) -> None:
+        """Cancel a job, now or, by the gateway's promise, as soon as the scheduler takes it. May be repeated.
+
+        When this returns, the job has ended or will, without anybody asking again.
+
+        :param unlaunched: as for :meth:`cancel_job`.
+        :raises MarketplaceHpcError: there is no such promise; the request may have arrived all the same.
+        """
+        try:
+            self.cancel_job(jobid, unlaunched=unlaunched)
+        except Unavailable as exc:
+            if exc.phase is not Phase.ANSWERED:
+                raise
 
     # ---- what the gateway is ----------------------------------------------------------------------------------------
 

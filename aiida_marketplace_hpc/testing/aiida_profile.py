@@ -109,7 +109,7 @@ class AiidaProfile:
         # Sockets lie in it, whose paths must be short.
         self._temporary = Path(tempfile.mkdtemp(prefix="mphpc-aiida-"))
         broker = "--use-zeromq" if self.broker else "--no-broker"
-        self._run([sys.executable, "-W", "ignore", "-c", _CREATE, self.NAME, broker, json.dumps(self._options)])
+        self.run([sys.executable, "-W", "ignore", "-c", _CREATE, self.NAME, broker, json.dumps(self._options)])
 
     def close(self) -> None:
         """End every process that was started here, the daemon's included, and remove the directory. May be repeated."""
@@ -134,6 +134,36 @@ class AiidaProfile:
             **self._env,
         }
 
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: str | None = None,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 120.0,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program in the environment of this installation.
+
+        :param input: what is typed.
+        :param check: raise for an exit code other than 0.
+        :param env: added to the environment, such as a token.
+        :param timeout: seconds.
+        :raises RigError: with what it said, if ``check`` is set.
+        """
+        done = subprocess.run(
+            argv,
+            env={**self.environment, **(env or {})},
+            cwd=self.path,
+            input=input or "",
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode:
+            raise RigError(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done
+
     def verdi(
         self,
         *args: str,
@@ -150,7 +180,7 @@ class AiidaProfile:
         :param timeout: seconds.
         :raises RigError: with what it said, if ``check`` is set.
         """
-        return self._run([self._verdi, "-p", self.NAME, *args], input=input, check=check, env=env, timeout=timeout)
+        return self.run([self._verdi, "-p", self.NAME, *args], input=input, check=check, env=env, timeout=timeout)
 
     def python(
         self,
@@ -265,28 +295,6 @@ class AiidaProfile:
         script = self._temporary / f"script_{self._scripts}.py"
         script.write_text(code, encoding="utf-8")
         return script
-
-    def _run(
-        self,
-        argv: Sequence[str],
-        *,
-        input: str | None = None,
-        check: bool = True,
-        env: Mapping[str, str] | None = None,
-        timeout: float = 120.0,
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            argv,
-            env={**self.environment, **(env or {})},
-            cwd=self.path,
-            input=input or "",
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        if check and done.returncode:
-            raise RigError(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-        return done
 
 
 # One start of AiiDA instead of one for each option.

@@ -320,3 +320,11 @@ def test_doctor_on_a_classic_gateway_says_what_it_is(run: Run, fake: FakeGateway
     result = run("doctor")
     assert result.exit_code == 1
     assert "classic gateway" in result.stdout
+
+
+def test_a_computer_needs_a_profile(run: Run) -> None:
+    for command in ("reconcile", "resume"):
+        result = run("--json", "computer", command, "cluster")
+        assert result.exit_code == 2, result.output
+        assert json.loads(result.stdout)["code"] == "configuration"
+        assert "config.json does not exist" in result.stderr

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import sys
-import threading
-import time
-import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +13,11 @@ from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
 from aiida.engine import CalcJob
 
+from aiida_marketplace_hpc.testing.stalls import LoopWatch, Stall
+
 __version__ = "1"
 
 GIB = 1024**3
-STALL = 0.1
-_PACKAGE = f"{os.sep}aiida_marketplace_hpc{os.sep}"
 
 
 def write_large(path: Path, seed: int, size: int = GIB) -> None:
@@ -61,43 +57,18 @@ class LargeJob(CalcJob):
         return calc_info
 
 
-_watched = False
+_watches: list[LoopWatch] = []
 
 
 def watch_the_loop() -> None:
     """Write each stall of this worker's event loop, with what ran meanwhile, to the file that LOOP_STALLS names."""
-    global _watched
     path = os.environ.get("LOOP_STALLS")
-    if not path or _watched:
+    if not path or _watches:
         return
-    _watched = True
-    loop = asyncio.get_running_loop()
-    beat = time.monotonic()
 
-    def tick() -> None:
-        nonlocal beat
-        beat = time.monotonic()
-        loop.call_later(0.01, tick)
+    def write(stall: Stall) -> None:
+        with open(path, "a") as file:
+            file.write(json.dumps(asdict(stall)) + "\n")
 
-    def watch() -> None:
-        main = threading.main_thread().ident
-        while True:
-            time.sleep(0.02)
-            began = beat
-            stacks: list[list[str]] = []
-            while began == beat and time.monotonic() - began > STALL:
-                frame = sys._current_frames().get(main or 0)
-                stacks.append([f"{entry.filename}:{entry.name}" for entry in traceback.extract_stack(frame)])
-                time.sleep(0.02)
-            if stacks:
-                ours = [stack for stack in stacks if any(_PACKAGE in line for line in stack)]
-                shown = (ours or stacks)[0][-12:]
-                seconds = beat - began
-                # A stall of AiiDA's own may end, or begin, in a call of ours: only the time spent there counts.
-                spent = seconds * len(ours) / len(stacks)
-                line = {"seconds": round(seconds, 3), "ours": round(spent, 3), "stack": shown}
-                with open(path, "a") as file:
-                    file.write(json.dumps(line) + "\n")
-
-    tick()
-    threading.Thread(target=watch, daemon=True).start()
+    _watches.append(LoopWatch(report=write))
+    _watches[0].start()

@@ -15,10 +15,14 @@ from aiida.transports.plugins.local import LocalTransport
 from plumpy.greenback_bridge import ensure_portal
 
 from aiida_marketplace_hpc import protocol
-from aiida_marketplace_hpc.errors import Unauthorized
+from aiida_marketplace_hpc import scheduler as scheduler_module
+from aiida_marketplace_hpc.errors import Unauthorized, Unavailable
 from aiida_marketplace_hpc.gateway.backends.base import Refused, Submission
-from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler, calculation_uuid, job_info
+from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler, job_info
+from aiida_marketplace_hpc.submission import calculation_uuid
 from aiida_marketplace_hpc.testing.backend import FakeBackend
+from aiida_marketplace_hpc.testing.faults import Fault, LoseAnswer, Refuse
+from aiida_marketplace_hpc.testing.proxy import FaultyProxy
 from aiida_marketplace_hpc.testing.served import ServedGateway
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
 
@@ -109,11 +113,13 @@ def test_a_gateway_that_does_not_answer_ends_no_job(
 ) -> None:
     jobid = scheduler.submit_job(workdir, "_aiidasubmit.sh")
     state_of(scheduler, jobid)
+    url = served.url
     served.stop()
     monkeypatch.setattr(scheduler._connection.gateway._session, "_sleep", lambda _: None)
     info = state_of(scheduler, jobid)
     assert info.job_state is JobState.UNDETERMINED
     assert info.raw_data["last_known"]["state"] == "QUEUED"
+    assert info.raw_data["gateway"] == url
 
 
 def test_a_refused_token_is_raised_for_a_person_to_mend(
@@ -153,6 +159,54 @@ def test_kill_may_be_repeated(scheduler: MarketplaceHpcScheduler, workdir: str, 
     assert not scheduler.kill_job("f" * 24)
 
 
+def test_a_kill_is_done_when_the_gateway_has_it_in_writing(
+    scheduler: MarketplaceHpcScheduler, workdir: str, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler._connection.gateway._session, "_sleep", lambda _: None)
+    jobid = str(scheduler.submit_job(workdir, "_aiidasubmit.sh"))
+    backend.run("101")
+    backend.down = True
+    assert scheduler.kill_job(jobid)
+    assert not backend.jobs["101"].state.final
+    backend.down = False
+    wait_until(lambda: state_of(scheduler, jobid).raw_data["state"] == "CANCELLED")
+
+
+@pytest.mark.parametrize("fault", [Refuse(503), LoseAnswer(504)])
+def test_a_kill_that_nobody_has_confirmed_is_not_done(
+    served: ServedGateway, workdir: str, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    with FaultyProxy(served.url) as proxy, MarketplaceHpcTransport(machine="cluster", url=proxy.url) as transport:
+        monkeypatch.setattr(transport.connection.gateway._session, "_sleep", lambda _: None)
+        scheduler = MarketplaceHpcScheduler()
+        scheduler.set_transport(transport)
+        jobid = str(scheduler.submit_job(workdir, "_aiidasubmit.sh"))
+        proxy.inject(fault, times=None)
+        with pytest.raises(Unavailable):
+            scheduler.kill_job(jobid)
+
+
+def test_the_end_of_a_job_is_waited_for_and_no_half_record_given(
+    scheduler: MarketplaceHpcScheduler, workdir: str, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobid = str(scheduler.submit_job(workdir, "_aiidasubmit.sh"))
+    backend.run("101")
+    ending = threading.Timer(0.5, backend.end, args=("101", protocol.JobState.CANCELLED))
+    ending.start()
+    assert scheduler.get_detailed_job_info(jobid)["job"]["state"] == "CANCELLED"
+    ending.join()
+
+
+def test_a_job_that_goes_on_has_no_detailed_information(
+    scheduler: MarketplaceHpcScheduler, workdir: str, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_module, "_WAIT_FOR_END", 1)
+    jobid = str(scheduler.submit_job(workdir, "_aiidasubmit.sh"))
+    backend.run("101")
+    with pytest.raises(SchedulerError, match="has not ended"):
+        scheduler.get_detailed_job_info(jobid)
+
+
 @pytest.mark.parametrize(
     ("state", "status"),
     [("COMPLETED", None), ("TIMEOUT", 120), ("OUT_OF_MEMORY", 110), ("NODE_FAIL", 140), ("FAILED", None)],
@@ -179,7 +233,7 @@ def test_a_job_refused_after_the_answer_still_says_why(scheduler: MarketplaceHpc
 def test_every_state_has_its_place() -> None:
     document = dict.fromkeys(protocol.JOB_FIELDS)
     for state in protocol.JobState:
-        info = job_info({**document, "jobid": "x", "state": state.value, "final": state.final})
+        info = job_info({**document, "jobid": "x", "state": state.value, "final": state.final}, "http://gateway")
         assert (info.job_state is JobState.DONE) == state.final
 
 

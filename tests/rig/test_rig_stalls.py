@@ -1,0 +1,42 @@
+"""The watch over an event loop: it sees a call that blocks, and whose it is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from aiida_marketplace_hpc.testing.machine import RigError, wait_until
+from aiida_marketplace_hpc.testing.stalls import LoopWatch
+
+
+def never() -> bool:
+    return False
+
+
+def test_a_call_that_blocks_is_seen_and_whose_it_is() -> None:
+    async def main() -> LoopWatch:
+        with LoopWatch() as watch:
+            await asyncio.sleep(0.05)
+            try:
+                wait_until(never, within=0.4, failure=lambda: "as intended")  # A function of the package.
+            except RigError:
+                pass
+            await asyncio.sleep(0.1)
+            time.sleep(0.3)
+            await asyncio.sleep(0.1)
+        return watch
+
+    ours, others = asyncio.run(main()).stalls
+    assert ours.ours > 0.2
+    assert any("machine.py:wait_until" in line for line in ours.stack)
+    assert others.seconds > 0.2
+    assert others.ours == 0
+
+
+def test_a_loop_that_turns_has_no_stalls() -> None:
+    async def main() -> LoopWatch:
+        with LoopWatch(shortest=1.0) as watch:
+            await asyncio.sleep(0.2)
+        return watch
+
+    assert asyncio.run(main()).stalls == []
