@@ -9,9 +9,7 @@ configuration of the machine, except that one system account is created where te
 ``proxy`` goes between a client and a gateway: it counts what passes, makes the way longer, and does what proxies and networks
 do to requests, which ``faults`` lists; ``forwarder`` is a longer way to any server.
 
-``proxy`` goes between a client and a gateway: it counts what passes, makes the way longer, and does what proxies and networks
-do to requests, which ``faults`` lists; ``forwarder`` is a longer way to any server.
-
 ``backend`` and ``served`` are the other kind, quick and without a machine: a gateway in the test's own process, over a batch
-system that does what the test says.
+system that does what the test says. ``faulty_scheduler`` makes any batch system misbehave, ``slurm_faults`` the commands of a
+real Slurm; ``replica`` is a gateway that can be killed at each moment that counts, and ``clock`` the time in which it lives.
 """
