@@ -119,7 +119,7 @@ class Jobs:
             job = self._survey.by_guard(user, files, folder, script, digest)
         if job is None:
             living = self._ledger.active_in_folder(user.id, folder)
-            if living is not None:
+            if living is not None and living.key != key:  # The same request may have won meanwhile.
                 raise Conflict(
                     f"job {living.id} lives in {folder} with another script ({living.state}); cancel it, or wait for its end"
                 )

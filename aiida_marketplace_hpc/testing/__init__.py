@@ -12,5 +12,6 @@ do to requests, which ``faults`` lists; ``forwarder`` is a longer way to any ser
 ``stalls`` watches an event loop: when it stood still, and in whose code.
 
 ``backend`` and ``served`` are the other kind, quick and without a machine: a gateway in the test's own process, over a batch
-system that does what the test says.
+system that does what the test says. ``faulty_scheduler`` makes any batch system misbehave, ``slurm_faults`` the commands of a
+real Slurm; ``replica`` is a gateway that can be killed at each moment that counts, and ``clock`` the time in which it lives.
 """

@@ -5,27 +5,39 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
-from pathlib import PurePosixPath
+from datetime import datetime, timedelta
+from pathlib import Path, PurePosixPath
 
 from aiida_marketplace_hpc.gateway.backends.base import Backend, Observation, SchedulerDown, Submission, Trace, is_in
+from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_NO_GUARD, EXIT_SECOND_COPY
 from aiida_marketplace_hpc.protocol import JobState
+from aiida_marketplace_hpc.testing.clock import Clock, RealClock
+
+_CLOCK_SKEW = timedelta(seconds=60)
+"""As with Slurm, jobs that were submitted a little earlier are found, too."""
 
 
 class FakeBackend(Backend):
     """A batch system whose jobs run when :meth:`run` and end when :meth:`end` is called.
 
+    A job that starts takes the guard of its submission in its folder, as the real wrapper does, or ends before user code;
+    ``executed`` has the ids of those that came to run user code.
+
     Faults are set as attributes: ``down`` (no question is answered), ``stubborn`` (cancelled jobs go on), ``lost`` (jobs that
     the queue does not mention), ``on_submit`` (called instead of answering a submission; it may raise, and call ``accept``
-    before or after).
+    before or after). More of them has :class:`~aiida_marketplace_hpc.testing.faulty_scheduler.FaultyScheduler`, around this
+    or any other backend.
     """
 
     name = "fake"
 
-    def __init__(self, settling_time: float = 0.0) -> None:
+    def __init__(self, settling_time: float = 0.0, *, clock: Clock | None = None) -> None:
         self._settling_time = settling_time
+        self._clock: Clock = clock or RealClock()
         self._lock = threading.Lock()
+        self._of: dict[str, Submission] = {}
         self.jobs: dict[str, Observation] = {}
+        self.executed: list[str] = []
         self.submissions: list[Submission] = []
         self.submitted: dict[str, Trace] = {}
         self.cancelled: list[str] = []
@@ -44,13 +56,14 @@ class FakeBackend(Backend):
         with self._lock:
             self.submissions.append(submission)
             identifier = str(100 + len(self.submissions))
+            self._of[identifier] = submission
             self.jobs[identifier] = Observation(
                 identifier,
                 JobState.QUEUED,
                 "PENDING",
                 name=PurePosixPath(submission.script).name,
                 partition="fake",
-                submitted_at=datetime.now(timezone.utc),
+                submitted_at=self._clock.now(),
                 folder=submission.folder,
             )
             self.submitted[identifier] = Trace(
@@ -63,9 +76,59 @@ class FakeBackend(Backend):
             )
         return identifier
 
-    def run(self, identifier: str) -> None:
-        """Let a job start."""
-        self._change(identifier, state=JobState.RUNNING, native_state="RUNNING", nodes="node1")
+    @property
+    def ids(self) -> list[str]:
+        """Those of all jobs that were ever submitted, oldest first."""
+        return list(self._of)
+
+    def submission_of(self, identifier: str) -> Submission:
+        """What a job was submitted as."""
+        return self._of[identifier]
+
+    def run(self, identifier: str) -> bool:
+        """Let a job start.
+
+        :returns: whether it runs; a second copy of a submission has ended instead.
+        """
+        submission = self._of[identifier]
+        guard = Path(submission.folder, submission.guard)
+        try:
+            with guard.open("x") as file:
+                file.write(f"{identifier}\n{submission.script_digest}\n")
+        except FileExistsError:
+            if guard.read_text().partition("\n")[0] != identifier:
+                self.end(identifier, JobState.FAILED, EXIT_SECOND_COPY)
+                return False
+        except OSError:
+            self.end(identifier, JobState.FAILED, EXIT_NO_GUARD)
+            return False
+        self.executed.append(identifier)
+        self._change(
+            identifier, state=JobState.RUNNING, native_state="RUNNING", nodes="node1", started_at=self._clock.now()
+        )
+        return True
+
+    def requeue(self, identifier: str) -> None:
+        """Put a job that runs back into the queue, under the same id: it runs once more."""
+        self._change(identifier, state=JobState.QUEUED, native_state="PENDING", nodes="", started_at=None)
+
+    def forget(self, identifier: str) -> Observation:
+        """Let a job be in no answer any more; :meth:`recall` brings it back."""
+        with self._lock:
+            return self.jobs.pop(identifier)
+
+    def recall(self, job: Observation) -> None:
+        """Let a job that was forgotten be in the answers again."""
+        with self._lock:
+            self.jobs[job.id] = job
+
+    def give_away(self, identifier: str, folder: str) -> None:
+        """Give the id of a job that has ended to another one, that runs in another folder and is nobody's here."""
+        other = Observation(identifier, JobState.RUNNING, "RUNNING", submitted_at=self._clock.now(), folder=folder)
+        with self._lock:
+            self.jobs[identifier] = other
+            self.lost.discard(identifier)
+            self.submitted.pop(identifier, None)
 
     def end(self, identifier: str, state: JobState = JobState.COMPLETED, exit_code: int = 0) -> None:
         """Let a job end, and leave the queue."""
@@ -75,7 +138,7 @@ class FakeBackend(Backend):
             state=state,
             native_state=state.value,
             exit_code=exit_code,
-            ended_at=datetime.now(timezone.utc),
+            ended_at=self._clock.now(),
             columns=record[0],
             rows=record[1:],
         )
@@ -111,7 +174,12 @@ class FakeBackend(Backend):
 
     def find(self, folder: str, since: datetime) -> Sequence[Observation]:
         self._asked("find")
-        return [job for job in self.jobs.values() if job.folder == folder]
+        earliest = since - _CLOCK_SKEW
+        return [
+            job
+            for job in self.jobs.values()
+            if job.folder == folder and (job.submitted_at is None or job.submitted_at >= earliest)
+        ]
 
     def describe(self) -> dict[str, object]:
         return {"name": "fake", "backend": "fake", "partitions": ["fake"]}

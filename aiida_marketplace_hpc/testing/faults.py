@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn, TypeVar
@@ -104,8 +105,59 @@ class StallAnswer:
     after: int
 
 
+@dataclass(frozen=True)
+class Delay:
+    """Hold a whole request before the server sees it, or its answer before the client does, whether the client waits or goes.
+
+    What comes meanwhile overtakes it.
+
+    :param seconds: after which it is passed on; ``None``: when :meth:`release` is called.
+    """
+
+    what: Literal["request", "answer"] = "request"
+    seconds: float | None = None
+    _released: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
+
+    def release(self) -> None:
+        """Pass it on. May be repeated."""
+        self._released.set()
+
+    def wait(self, ended: threading.Event) -> None:
+        """Wait until it is to be passed on, or until something has ended."""
+        _wait(self._released, self.seconds, ended)
+
+
+@dataclass(frozen=True)
+class DeliverAgain:
+    """Pass a request on, and when :meth:`release` is called once more; nobody gets the second answer.
+
+    ``statuses`` has the second answer's status when it has come.
+    """
+
+    statuses: list[int] = field(default_factory=list, compare=False)
+    _released: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
+
+    def release(self) -> None:
+        """Deliver it again. May be repeated, without an effect."""
+        self._released.set()
+
+    def wait(self, ended: threading.Event) -> None:
+        """Wait until it is to be delivered again, or until something has ended."""
+        _wait(self._released, None, ended)
+
+
 Fault = (
-    Refuse | LoseAnswer | CutRequest | CutAnswer | FlipInRequest | FlipInAnswer | Duplicate | StallRequest | StallAnswer
+    Refuse
+    | LoseAnswer
+    | CutRequest
+    | CutAnswer
+    | FlipInRequest
+    | FlipInAnswer
+    | Duplicate
+    | StallRequest
+    | StallAnswer
+    | Delay
+    | DeliverAgain
 )
 
 
@@ -198,6 +250,13 @@ def acting(
             act()
         position += len(piece)
         yield piece
+
+
+def _wait(event: threading.Event, seconds: float | None, ended: threading.Event) -> None:
+    deadline = None if seconds is None else time.monotonic() + seconds
+    while not ended.is_set() and (deadline is None or time.monotonic() < deadline):
+        if event.wait(0.02):
+            return
 
 
 def _flipped(body: Iterable[bytes], at: int, claim: Callable[[], bool]) -> Iterator[bytes]:

@@ -53,6 +53,8 @@ class GatewayProcess:
     :param roots: further roots, by name; by default scratch and the read-only software of the machine.
     :param options: further options of ``serve``.
     :param env: added to its environment, such as :attr:`SlurmCluster.env`.
+    :param beside: another one that has been started: this one uses its state, with database and spool, its tokens and homes,
+        and is closed before it.
     """
 
     def __init__(
@@ -66,12 +68,13 @@ class GatewayProcess:
         roots: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        beside: GatewayProcess | None = None,
     ) -> None:
         self.machine = machine
         self.backend = backend
-        self.tokens = {name: secrets.token_urlsafe(24) for name in users}
+        self.tokens: dict[str, str] = beside.tokens if beside else {name: secrets.token_urlsafe(24) for name in users}
         self.user = user or machine.user
-        self.home = home or f"{machine.home}/{{username}}"
+        self.home: str = home or (beside.home if beside else f"{machine.home}/{{username}}")
         default = {"scratch": f"{machine.scratch}/{{username}}", "software": f"{machine.software}:ro"}
         self.roots = dict(default if roots is None else roots)
         self._options = list(options)
@@ -79,6 +82,7 @@ class GatewayProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._url = ""
+        self._beside = beside
         self.state = ""
         self._log_directory = Path()
 
@@ -137,7 +141,8 @@ class GatewayProcess:
             )
         if not self.state:
             self._log_directory = Path(tempfile.mkdtemp(prefix="mphpc-gateway-log-"))
-            self.state = self.machine.make_directory("gateway", user=self.user, mode=0o700)
+            shared = self._beside.state if self._beside else ""
+            self.state = shared or self.machine.make_directory("gateway", user=self.user, mode=0o700)
             self._port = free_ports(1)[0]  # not 0: see there
         seen = len(self.log)
         with self._log_file.open("ab") as log:
@@ -193,13 +198,14 @@ class GatewayProcess:
         self.resume()
         self.stop()
         if self.state:
-            self.machine.run(["rm", "-rf", self.state])
+            if self._beside is None:
+                self.machine.run(["rm", "-rf", self.state])
             shutil.rmtree(self._log_directory, ignore_errors=True)
         self.state = ""
 
     def requests(self) -> list[ServedRequest]:
         """The requests that it has answered so far, over all its starts, in the order of their answers."""
-        path = f"{self.state}/access.log"
+        path = self._access_log
         if not self.machine.exists(path):
             return []
         lines = self.machine.read_text(path).splitlines(keepends=True)
@@ -207,9 +213,13 @@ class GatewayProcess:
         entries = [json.loads(line) for line in lines if line.endswith("\n")]
         return [ServedRequest(**entry) for entry in entries]
 
+    @property
+    def _access_log(self) -> str:
+        return f"{self.state}/access-{self._port}.log"
+
     def _arguments(self) -> list[str]:
         arguments = ["gateway", "serve", "--backend", self.backend, "--host", "127.0.0.1", "--port", str(self._port)]
-        arguments += ["--home", self.home, "--state", self.state, "--access-log", f"{self.state}/access.log"]
+        arguments += ["--home", self.home, "--state", self.state, "--access-log", self._access_log]
         for name, template in self.roots.items():
             arguments += ["--root", f"{name}={template}"]
         for name, token in self.tokens.items():

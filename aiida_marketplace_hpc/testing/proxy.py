@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 from aiida_marketplace_hpc.testing.faults import (
     CutAnswer,
     CutRequest,
+    Delay,
+    DeliverAgain,
     Duplicate,
     Fault,
     FaultsOfRequest,
@@ -228,6 +230,32 @@ class FaultyProxy:
             injected = list(self._injected)
         return [fault for fault in injected if fault.may_hit(request)]
 
+    def hold(self, delay: Delay) -> None:
+        """Let the thread of a request wait.
+
+        :raises _Close: the proxy has ended.
+        """
+        delay.wait(self._closed)
+        if self._closed.is_set():
+            raise _Close
+
+    def deliver_again(self, fault: DeliverAgain, method: str, request: bytes) -> None:
+        """Keep a request, and send it to the server when the fault says so."""
+
+        def deliver() -> None:
+            fault.wait(self._closed)
+            if self._closed.is_set():
+                return
+            with contextlib.suppress(OSError, _ServerGone, Broken), contextlib.closing(_Server(self.server)) as server:
+                server.send(request)
+                answer = server.answer()
+                if method != "HEAD" and answer.status not in (204, 304):
+                    for _ in server.incoming.body(answer, until_end=True):
+                        pass
+                fault.statuses.append(answer.status)
+
+        self._start(deliver)
+
     def _accept(self) -> None:
         while not self._closed.is_set():
             try:
@@ -350,9 +378,11 @@ class _Connection:
 
     def _pass_on(self, head: Head, request: ProxiedRequest, faults: FaultsOfRequest, incoming: Iterator[bytes]) -> None:
         twice = faults.claim(Duplicate) is not None
+        again = faults.claim(DeliverAgain)
+        delay = faults.claim(Delay)
         with contextlib.ExitStack() as held:
             body: Iterable[bytes] = _limited(incoming, self._proxy.max_body)
-            if self._proxy.buffered or twice:
+            if self._proxy.buffered or twice or again or delay:
                 body = spooled = held.enter_context(_Spooled(body))
                 if head.chunked:
                     head.drop("Transfer-Encoding")
@@ -362,10 +392,16 @@ class _Connection:
             if twice:
                 for _ in self._ask(head, body, request)[1]:
                     pass
+            if again is not None:
+                self._proxy.deliver_again(again, request.method, b"".join(framed(head, body)))
+            if delay is not None and delay.what == "request":
+                self._proxy.hold(delay)
             body = faults.flip(FlipInRequest, body)
             body = faults.at(StallRequest, body, self._stall)
             body = faults.at(CutRequest, body, _raising(_Reset))
             answer, content = self._ask(head, body, request)
+            if delay is not None and delay.what == "answer":
+                self._proxy.hold(delay)
             if (lose := faults.claim(LoseAnswer)) is not None:
                 for _ in content:
                     pass

@@ -59,6 +59,22 @@ def test_many_at_once_submit_once(gateway: Gateway, backend: FakeBackend, alice:
     assert len(backend.submissions) == 1
 
 
+def test_the_same_request_that_wins_between_two_looks_is_no_conflict(
+    gateway: Gateway, alice: User, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = launch(gateway, alice, folder)
+    find = gateway.ledger.find_by_key
+    calls: list[tuple[str, ...]] = []
+
+    def find_late(*which: str) -> Job | None:
+        """The first time, the other one has no row yet."""
+        calls.append(which)
+        return None if len(calls) == 1 else find(*which)
+
+    monkeypatch.setattr(gateway.ledger, "find_by_key", find_late)
+    assert gateway.jobs.create_in_folder(alice, folder, "run.sh").id == job.id
+
+
 def test_another_script_in_the_folder_of_a_living_job_is_a_conflict(
     gateway: Gateway, backend: FakeBackend, alice: User, folder: str
 ) -> None:

@@ -17,6 +17,8 @@ import pytest
 from aiida_marketplace_hpc.testing.faults import (
     CutAnswer,
     CutRequest,
+    Delay,
+    DeliverAgain,
     Duplicate,
     FlipInAnswer,
     FlipInRequest,
@@ -335,6 +337,52 @@ def test_a_request_arrives_twice(proxy: FaultyProxy, upstream: Upstream, path: s
     assert ask(proxy, "POST", path, in_chunks())[1] == CONTENT
     assert upstream.bodies(2) == [CONTENT, CONTENT]
     assert len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize("path", ["/plain", "/chunked"])
+def test_a_request_arrives_again_when_it_is_told_to(proxy: FaultyProxy, upstream: Upstream, path: str) -> None:
+    proxy.inject(again := DeliverAgain())
+    assert ask(proxy, "POST", path, in_chunks())[1] == CONTENT
+    assert ask(proxy, "POST", "/another", b"another")[1] == b"another"
+    again.release()
+    assert upstream.bodies(3) == [CONTENT, b"another", CONTENT]
+    while not again.statuses:
+        time.sleep(0.005)
+    assert again.statuses == [200]
+    assert len(proxy.requests) == 2
+
+
+def test_a_request_is_overtaken(proxy: FaultyProxy, upstream: Upstream) -> None:
+    proxy.inject(delay := Delay())
+    with client(proxy) as connection:
+        connection.request("PUT", "/", b"first")
+        while not proxy.requests:
+            time.sleep(0.005)
+        assert ask(proxy, "PUT", body=b"second")[1] == b"second"
+        delay.release()
+        assert connection.getresponse().read() == b"first"
+    assert upstream.bodies(2) == [b"second", b"first"]
+
+
+def test_a_request_arrives_though_its_client_has_gone(proxy: FaultyProxy, upstream: Upstream) -> None:
+    proxy.inject(delay := Delay())
+    with client(proxy, timeout=0.2) as connection:
+        connection.request("PUT", "/", b"late")
+        with pytest.raises(TimeoutError):
+            connection.getresponse()
+    assert upstream.seen == []
+    delay.release()
+    assert upstream.bodies(1) == [b"late"]
+
+
+def test_an_answer_is_late(proxy: FaultyProxy, upstream: Upstream) -> None:
+    proxy.inject(Delay("answer", seconds=0.3))
+    with client(proxy) as connection:
+        connection.request("PUT", "/", b"first")
+        assert upstream.bodies(1) == [b"first"]
+        begun = time.monotonic()
+        assert connection.getresponse().read() == b"first"
+        assert time.monotonic() - begun > 0.2
 
 
 @pytest.mark.parametrize("fault", [StallRequest(100_000), StallAnswer(0), StallAnswer(100_000)])

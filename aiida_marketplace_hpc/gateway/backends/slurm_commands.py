@@ -59,7 +59,7 @@ def sbatch_arguments(folder: str, directives: Directives, *, name: str, comment:
     return arguments
 
 
-_SUBMITTED = re.compile(r"^(\d+)(?:;\S*)?$", re.MULTILINE)
+_SUBMITTED = re.compile(r"^(\d+)(?:;\S*)?\n", re.MULTILINE)
 
 
 def parse_sbatch(answer: Answer) -> str:

@@ -139,6 +139,7 @@ class TestSbatch:
             ),
             (Answer(0, "", "sbatch: Job 20 to start at 2027-01-02T15:55:57\n"), "no job id: Job 20 to start at"),
             (Answer(0, "12\n13\n", ""), "no job id"),
+            (Answer(0, "12", ""), "no job id"),  # It may be the first half of 1234.
             (Answer(0, "Submitted batch job\n", ""), "no job id: Submitted batch job"),
         ],
     )

@@ -1,0 +1,190 @@
+"""G1, G2, G3 at their edges: submissions that arrive when nobody counts on them any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from aiida_marketplace_hpc.errors import MarketplaceHpcError
+from aiida_marketplace_hpc.gateway.ledger import Job
+from aiida_marketplace_hpc.protocol import JobState
+from aiida_marketplace_hpc.testing.faulty_scheduler import EmptyAnswer, Hang, Late, LoseConfirmation, RefuseSubmission
+from aiida_marketplace_hpc.testing.replica import Replica
+from tests.guarantees.replicas import SCRIPT, Site, Sites
+
+LONG = 120.0
+"""Seconds: more than a lease and the settling time."""
+
+
+@pytest.fixture
+def site(sites: Sites) -> Iterator[Site]:
+    with sites.new() as site:
+        yield site
+
+
+@pytest.fixture
+def replica(site: Site) -> Replica:
+    replica = site.replica()
+    replica.gateway.jobs.reconcile()
+    return replica
+
+
+def later(site: Site, replica: Replica, seconds: float = LONG) -> None:
+    site.clock.sleep(seconds)
+    replica.gateway.jobs.reconcile()
+
+
+def now(site: Site, job: Job) -> Job:
+    found = site.ledger.get(job.id)
+    assert found is not None
+    return found
+
+
+def test_a_second_copy_that_arrives_late_ends_before_user_code(site: Site, replica: Replica) -> None:
+    site.scheduler.inject(Late(LONG))
+    job = site.launch(replica, site.write("work"))
+    later(site, replica, LONG - 1)
+    first, *_ = site.batch.ids
+    site.batch.run(first)
+    site.clock.sleep(1)
+    _, late = site.batch.ids
+    replica.gateway.jobs.reconcile()
+    assert now(site, job).duplicates == [late]
+    assert not site.batch.jobs[late].exit_code
+    site.batch.end(first, JobState.FAILED, 3)
+    later(site, replica)
+    assert (now(site, job).job_state, now(site, job).exit_code) == (JobState.FAILED, 3)
+    assert site.batch.executed == [first]
+
+
+def frozen_while_another_takes_over(site: Site, first: Replica) -> tuple[Job, Replica, str, str]:
+    """A gateway that hangs in its submission until another one has submitted the same, then delivers it, and is killed."""
+    hang = Hang("before")
+    site.scheduler.inject(hang)
+    job = site.launch(first, site.write("work"))
+    second = site.replica()
+    later(site, second)
+    later(site, second)
+    first.moments.kill()
+    hang.release()
+    site.wait_for_threads()
+    ours, late = site.batch.ids
+    assert now(site, job).scheduler_id == ours
+    return job, second, ours, late
+
+
+def test_the_copy_that_runs_is_the_job_even_if_it_is_the_late_one(site: Site, replica: Replica) -> None:
+    job, second, ours, late = frozen_while_another_takes_over(site, replica)
+    site.batch.run(late)
+    second.gateway.jobs.reconcile()
+    assert now(site, job).scheduler_id == late
+    assert site.batch.jobs[ours].state is JobState.CANCELLED
+    site.batch.end(late, JobState.FAILED, 3)
+    later(site, second)
+    assert (now(site, job).job_state, now(site, job).exit_code) == (JobState.FAILED, 3)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="exit code 75 of the recorded copy is believed, though the guard names the other one, which is then cancelled",
+)
+def test_a_copy_that_found_the_guard_taken_is_not_the_end_of_the_job(site: Site, replica: Replica) -> None:
+    job, second, ours, late = frozen_while_another_takes_over(site, replica)
+    site.batch.run(late)
+    site.batch.run(ours)  # ends with 75
+    second.gateway.jobs.reconcile()
+    assert not now(site, job).job_state.final
+    assert site.batch.jobs[late].state is JobState.RUNNING
+    site.batch.end(late, JobState.FAILED, 3)
+    later(site, second)
+    assert (now(site, job).job_state, now(site, job).exit_code) == (JobState.FAILED, 3)
+
+
+@pytest.mark.xfail(strict=True, reason="who gives a job up does not take its guard")
+def test_a_copy_that_arrives_after_its_job_was_cancelled_does_not_run(site: Site, replica: Replica) -> None:
+    site.scheduler.inject(Late(LONG))
+    job = site.launch(replica, site.write("work"))
+    replica.gateway.jobs.cancel(job)
+    later(site, replica, LONG - 1)
+    assert now(site, job).job_state is JobState.CANCELLED
+    site.clock.sleep(1)
+    [late] = site.batch.ids
+    site.batch.run(late)
+    later(site, replica)
+    assert site.batch.jobs[late].state.final
+    assert site.batch.executed == []
+
+
+@pytest.mark.xfail(strict=True, reason="who gives a job up does not take its guard")
+def test_a_copy_that_arrives_after_its_job_was_refused_does_not_run(site: Site, replica: Replica) -> None:
+    site.scheduler.inject(Late(LONG))
+    site.scheduler.inject(RefuseSubmission())
+    job = site.launch(replica, site.write("work"))
+    later(site, replica, LONG - 1)
+    assert now(site, job).job_state is JobState.REFUSED
+    site.clock.sleep(1)
+    [late] = site.batch.ids
+    site.batch.run(late)
+    assert site.batch.executed == []
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a launch takes whatever is in the script by then, under the key of what was there before"
+)
+def test_a_script_written_between_creation_and_launch_runs_once(site: Site, replica: Replica) -> None:
+    jobs = replica.gateway.jobs
+    folder = site.write("work", "#!/bin/sh\n# 1\n")
+    older = jobs.create_in_folder(site.alice, folder, SCRIPT)
+    site.write("work", "#!/bin/sh\n# 2\n")
+    newer = jobs.create_in_folder(site.alice, folder, SCRIPT)
+    for job in (older, newer):
+        try:
+            jobs.launch(site.alice, job)
+        except MarketplaceHpcError:
+            continue
+        for id in site.batch.ids:
+            if not site.batch.jobs[id].state.final:
+                site.batch.run(id)
+                site.batch.end(id)
+        later(site, replica)
+    digests = [site.batch.submission_of(id).script_digest for id in site.batch.executed]
+    assert len(digests) == len(set(digests))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="what was submitted up to 65 s before an intention is adopted, also the second copy of an earlier job",
+)
+def test_a_duplicate_of_an_earlier_job_is_not_taken_for_a_later_one(site: Site, replica: Replica) -> None:
+    site.scheduler.inject(Late(LONG))
+    folder = site.write("work", "#!/bin/sh\n# 1\n")
+    site.launch(replica, folder)
+    later(site, replica, LONG - 1)
+    first, *_ = site.batch.ids
+    site.batch.run(first)
+    site.batch.end(first)
+    replica.gateway.jobs.reconcile()
+    site.clock.sleep(1)
+    _, late = site.batch.ids
+    site.batch.run(late)  # ends with 75, before anybody has seen it
+    site.write("work", "#!/bin/sh\n# 2\n")
+    site.scheduler.inject(LoseConfirmation())
+    second = site.launch(replica, folder)
+    later(site, replica, 1)
+    assert now(site, second).scheduler_id not in (first, late)
+    assert not now(site, second).job_state.final
+
+
+@pytest.mark.parametrize("fault", [Late(5.0), LoseConfirmation()], ids=lambda fault: type(fault).__name__)
+def test_where_the_scheduler_denies_a_job_that_it_has_the_guard_lets_one_run(
+    site: Site, replica: Replica, fault: Late | LoseConfirmation
+) -> None:
+    site.scheduler.disturb(EmptyAnswer(), "find", "queue")
+    site.scheduler.inject(fault)
+    site.launch(replica, site.write("work"))
+    later(site, replica)
+    assert len(site.batch.ids) == 2
+    for id in site.batch.ids:
+        site.batch.run(id)
+    assert len(site.batch.executed) == 1
