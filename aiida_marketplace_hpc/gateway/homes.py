@@ -47,6 +47,10 @@ class Homes:
         yield from sorted(name for name, owners in taken.items() if owners == {owner})
         yield from (name for name in new_names(base) if not taken.get(name))
 
+    def may_be(self, name: str, owner: str) -> bool:
+        """Whether the folders of that name are somebody's, or may become theirs, as far as their marks say."""
+        return self._owners(name) <= {owner}
+
     def claim(self, user: User) -> None:
         """Mark a user's folders as theirs, where that was not done yet; may be repeated.
 

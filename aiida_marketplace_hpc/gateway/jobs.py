@@ -53,7 +53,7 @@ class Jobs:
         backend: Backend,
         watch: Watch,
         files_of: Callable[[User], Files],
-        username_of: Callable[[str], str | None],
+        username_of: Callable[[str, str], str | None],
         *,
         machine: str = "",
         launch_wait: float = 10.0,
@@ -74,6 +74,7 @@ class Jobs:
         self._submissions = Submissions(
             ledger, backend, files_of, retry_interval=retry, now=now, metrics=metrics or Metrics()
         )
+        watch.follow_guard = self._submissions.follow_guard
         self._survey = Survey(ledger, backend, self._submissions, username_of, machine=machine, now=now)
 
     def close(self) -> None:
@@ -171,6 +172,8 @@ class Jobs:
         """
         if job.job_state in (JobState.CREATED, JobState.REFUSED):
             text, digest = read_script(self._files_of(user), job.folder, job.script)
+            if job.script_digest not in (None, digest) and not job.key.startswith("id:"):
+                raise Conflict(f"{job.folder}/{job.script} was changed since job {job.id} was created: create it again")
             # What the scheduler holds comes first: the job may be among it, if the ledger was lost.
             ready = self._survey.wait(self._launch_wait)
             intended = self._submissions.intend(job, digest, at_once=ready)

@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Any
 
 from aiida_marketplace_hpc.gateway.backends.base import Observation, is_in
+from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_SECOND_COPY
 from aiida_marketplace_hpc.gateway.ledger import Job
 from aiida_marketplace_hpc.protocol import JobState
 
@@ -84,6 +85,12 @@ def needs_accounting(job: Job, queue: Mapping[str, Observation]) -> bool:
     """Whether the queue alone does not say how the job is."""
     observation = about(job, queue.get(job.scheduler_id or ""))
     return observation is None or observation.state.final
+
+
+def is_second_copy(evidence: Evidence) -> bool:
+    """Whether the job has ended as one does that finds its guard taken; a script may end with that exit code, too."""
+    best = evidence.best
+    return best is not None and best.state.final and best.exit_code == EXIT_SECOND_COPY
 
 
 def changes(job: Job, evidence: Evidence) -> dict[str, Any]:

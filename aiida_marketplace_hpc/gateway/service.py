@@ -78,6 +78,7 @@ class Gateway:
         self.ledger = Ledger(settings.database_url)
         self.keep = Keep(unfinished=settings.keep_unfinished * 86400.0, size=settings.unfinished_limit * 1024**3)
         self.backend = backend or _backend(settings)
+        self.homes = Homes(self.settings.roots)
         self.metrics = Metrics()
         self.metrics.count_jobs(self.ledger.count)
         interval = settings.poll_interval or _POLL_INTERVAL.get(self.backend.name, 2.0)
@@ -93,7 +94,6 @@ class Gateway:
             metrics=self.metrics,
         )
         self.operations = Operations()
-        self.homes = Homes(self.settings.roots)
         self.authenticator: Authenticator = DevelopmentTokens(settings.dev_token)
         self._callers: dict[str, tuple[float, Caller]] = {}
         self._callers_lock = threading.Lock()
@@ -143,12 +143,15 @@ class Gateway:
         roots = Roots([Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots])
         return Files(roots, protection=LiveJobs(self.ledger, self.watch.refresh, roots, user.id))
 
-    def _username_of(self, path: str) -> str | None:
-        """The folder name of the user whose root a path lies below; empty below a root that is everybody's."""
+    def _username_of(self, path: str, owner: str) -> str | None:
+        """The folder name of the user whose root a path lies below; empty below a root that is everybody's.
+
+        :param owner: who says that it is theirs; ``None`` if it is marked as somebody else's.
+        """
         for root in self.settings.roots:
             username = root.username_in(path)
             if username is not None and not root.read_only:
-                return username
+                return username if not username or self.homes.may_be(username, owner) else None
         return None
 
     def sweep(self) -> None:

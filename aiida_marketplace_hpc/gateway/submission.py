@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
+from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 
 from aiida_marketplace_hpc import bundle
-from aiida_marketplace_hpc.errors import Conflict, GatewayError, InvalidRequest
+from aiida_marketplace_hpc.errors import Conflict, FileError, GatewayError, InvalidRequest, Unavailable
 from aiida_marketplace_hpc.gateway.backends.base import (
     Backend,
     BackendError,
@@ -27,9 +28,11 @@ from aiida_marketplace_hpc.gateway.backends.base import (
     Fault,
     Observation,
     Refused,
+    SchedulerDown,
     Submission,
     Unknown,
 )
+from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_SECOND_COPY
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, User, owner_of
 from aiida_marketplace_hpc.gateway.metrics import Metrics
@@ -39,6 +42,8 @@ from aiida_marketplace_hpc.protocol import JobState
 
 logger = logging.getLogger(__name__)
 
+GATEWAY = "gateway"
+"""What stands in the guard of a job that was given up, in place of a job's id."""
 MAX_SCRIPT = 4 * 1024 * 1024
 """Bytes: Slurm's own limit for a batch script (``max_script_size``)."""
 _THREADS = 4
@@ -103,12 +108,15 @@ class Submissions:
         except IntegrityError:
             raise Conflict(f"another job lives in {job.folder}; cancel it, or wait for its end") from None
 
-    def begin(self, job: Job, text: bytes) -> None:
-        """Submit in a thread of this process, at most once at a time for each job."""
+    def begin(self, job: Job, text: bytes, *, again: bool = False) -> None:
+        """Submit in a thread of this process, at most once at a time for each job.
+
+        :param again: an earlier submission of the same attempt may still arrive.
+        """
         with self._lock:
             if job.id in self._flights:
                 return
-            future = self._threads.submit(self._submit, job, text)
+            future = self._threads.submit(self._submit, job, text, again)
             self._flights[job.id] = future
         future.add_done_callback(lambda _: self._flights.pop(job.id, None))
 
@@ -125,11 +133,27 @@ class Submissions:
             wait_for([flight], timeout=seconds)
 
     def give_up(self, job: Job) -> None:
-        """End a job of which it is certain that it was not submitted."""
-        self._ledger.change(
+        """End a job of which no submission is known, so that none that arrives later runs.
+
+        :raises GatewayError: its guard could not be taken; nothing was changed.
+        """
+        self._close(
             job,
             {"state": JobState.CANCELLED, "message": "cancelled before it was submitted", "ended_at": self._now()},
         )
+
+    def follow_guard(self, job: Job) -> bool:
+        """Make the copy that runs, or ran, user code the job; whether that is another one than the ledger thought."""
+        holder, former = self.guard_holder(job), job.scheduler_id
+        if holder in (None, GATEWAY, former):
+            return False
+        if self._ledger.change(job, taken(str(holder), None), take_over=True) is None:
+            return False
+        logger.warning("job %s: %s found the guard taken by %s, which is the job", job.id, former, holder)
+        if former is not None:
+            self._metrics.duplicate()
+            self._ledger.note_duplicate(job.id, former)
+        return True
 
     def advance(self, job: Job) -> None:
         """Take a submission that nobody in this process is making one step further; called again and again.
@@ -168,14 +192,32 @@ class Submissions:
 
     def guard_holder(self, job: Job) -> str | None:
         """The scheduler's id of the copy that runs, or ran, user code; ``None`` if none has started yet."""
-        guard = f"{job.folder}/{guard_of(job.id)}"
-        return read_guard(self._files_of(self._ledger.user(job.user_id)), guard)[0]
+        return read_guard(self._files_of(self._ledger.user(job.user_id)), _guard_path(job))[0]
 
     @property
     def _lease(self) -> timedelta:
         return timedelta(seconds=self._backend.submission_limit) + _WAITING
 
-    def _submit(self, job: Job, text: bytes) -> None:
+    def _close(self, job: Job, values: Mapping[str, Any]) -> None:
+        """End a job that was perhaps submitted: its guard is taken first, and if a copy was faster, that one is the job."""
+        holder = take_guard(self._files_of(self._ledger.user(job.user_id)), _guard_path(job))
+        if holder is None:
+            self._ledger.change(job, values)
+        elif self._ledger.change(job, taken(holder, None), take_over=True) is not None:
+            logger.warning("job %s: its submission was found again as %s, by its guard", job.id, holder)
+
+    def _refuse(self, job: Job, message: str, *, again: bool) -> None:
+        values = {"state": JobState.REFUSED, "message": message, "search_first": False, "lease_until": None}
+        if not again:
+            self._ledger.change(job, values)
+            return
+        try:
+            self._close(job, values)
+        except GatewayError as exc:
+            logger.warning("job %s is refused, but its guard cannot be taken: %s", job.id, exc)
+            self._ledger.change(job, {"search_first": True, "lease_until": self._now()})
+
+    def _submit(self, job: Job, text: bytes, again: bool) -> None:
         now = self._now()
         if job.lease_until is None or now > job.lease_until - (self._lease - _WAITING):
             # It has waited long for a thread. Whoever takes the submission over now finds a higher fence.
@@ -189,7 +231,7 @@ class Submissions:
             script=str(PurePosixPath(job.folder, job.script)),
             script_text=text,
             script_digest=job.script_digest or "",
-            guard=guard_of(job.id),
+            guard=guard_of(job.id, job.attempt),
             comment=f"marketplace-hpc:{job.id}" + (f" {job.client_ref}" if job.client_ref else ""),
             client_ref=job.client_ref,
             owner=owner_of(self._ledger.user(job.user_id)),
@@ -199,9 +241,7 @@ class Submissions:
         except Refused as exc:
             self._metrics.submission("refused")
             logger.info("job %s refused for good: %s", job.id, exc)
-            self._ledger.change(
-                job, {"state": JobState.REFUSED, "message": str(exc), "search_first": False, "lease_until": None}
-            )
+            self._refuse(job, str(exc), again=again)
         except Deferred as exc:
             fault = isinstance(exc, Fault)
             self._metrics.submission("fault" if fault else "deferred")
@@ -237,7 +277,25 @@ class Submissions:
         others = {other.scheduler_id for other in self._ledger.in_folder(job.folder) if other.id != job.id}
         known = others | set(job.duplicates or ())
         found = [one for one in self._backend.find(job.folder, since) if one.id not in known]
-        return sorted(found, key=lambda one: (one.submitted_at is None, one.submitted_at, one.id))
+        if not found:
+            return []
+        living = {one.id for one in found if not one.state.final}
+        traces = self._backend.traces(living) if living else {}
+        if unexplained := living - traces.keys():
+            # Jobs of the user's own have no trace, nor have those that have ended in this moment.
+            queue = self._backend.queue()
+            if any(id not in queue or queue[id].state.final for id in unexplained):
+                raise SchedulerDown(f"the jobs of {job.folder} have changed while they were looked at")
+        holder = self.guard_holder(job)
+
+        def is_ours(one: Observation) -> bool:
+            if one.id in living:
+                return one.id in traces and traces[one.id].jobid == job.id
+            # Of a job that has ended, the guard says whether it ran user code; a second copy did not.
+            return one.id == holder or (holder is None and one.exit_code != EXIT_SECOND_COPY)
+
+        ours = [one for one in found if is_ours(one)]
+        return sorted(ours, key=lambda one: (one.submitted_at is None, one.submitted_at, one.id))
 
     def _adopt(self, job: Job, found: list[Observation]) -> None:
         if len(found) > 1:
@@ -265,11 +323,9 @@ class Submissions:
             problem = f"cannot be read any more ({exc.message})"
         if problem is not None:
             message = f"the script {taken.folder}/{taken.script} {problem} while the job waited to be submitted"
-            self._ledger.change(
-                taken, {"state": JobState.REFUSED, "message": message, "search_first": False, "lease_until": None}
-            )
+            self._refuse(taken, message, again=True)
             return
-        self.begin(taken, text)
+        self.begin(taken, text, again=True)
 
 
 def taken(identifier: str, submitted_at: datetime | None) -> dict[str, object]:
@@ -284,9 +340,36 @@ def taken(identifier: str, submitted_at: datetime | None) -> dict[str, object]:
     }
 
 
-def guard_of(jobid: str) -> str:
-    """The name of the file that a job takes in its folder before it runs the script."""
-    return f"{GUARD_PREFIX}{jobid}"
+def guard_of(jobid: str, attempt: int = 1) -> str:
+    """The name of the file that a job takes in its folder before it runs the script; each attempt has its own."""
+    return f"{GUARD_PREFIX}{jobid}" + (f"-{attempt}" if attempt > 1 else "")
+
+
+def _guard_path(job: Job) -> str:
+    return f"{job.folder}/{guard_of(job.id, job.attempt)}"
+
+
+def take_guard(files: Files, path: str) -> str | None:
+    """Take a guard, so that no copy that comes later runs user code. May be repeated.
+
+    :returns: the scheduler's id of the job that was faster; ``None`` if it is the gateway's now, or if the folder is gone,
+        where no copy can run either.
+    :raises GatewayError: it could not be taken.
+    """
+    text = [f"{GATEWAY}\n".encode()]
+    try:
+        files.forced().write(path, lambda _: text.pop() if text else b"", overwrite=False)
+    except FileError as exc:
+        if exc.errno in ("ENOENT", "ENOTDIR"):
+            return None
+        if exc.errno != "EEXIST":
+            raise
+    else:
+        return None
+    holder, _ = read_guard(files, path)
+    if holder is None:
+        raise Unavailable(f"{path} is being written just now")
+    return None if holder == GATEWAY else holder
 
 
 def read_guard(files: Files, path: str) -> tuple[str | None, str | None]:

@@ -27,14 +27,14 @@ from aiida_marketplace_hpc.protocol import JobState
 
 logger = logging.getLogger(__name__)
 
-_JOBID = re.compile(r"[0-9a-f]{24}")
+_GUARD = re.compile(re.escape(GUARD_PREFIX) + r"([0-9a-f]{24})(?:-\d+)?")
 
 
 class Survey:
     """Looks through the scheduler's jobs.
 
     :param username_of: the name in the place of ``{username}`` in an absolute path, empty below a root that is everybody's;
-        ``None`` outside of all roots.
+        ``None`` outside of all roots, and where another owner than the second argument is named in the folder.
     :param machine: what the ledger calls the machine.
     :param now: the time, aware.
     """
@@ -44,7 +44,7 @@ class Survey:
         ledger: Ledger,
         backend: Backend,
         submissions: Submissions,
-        username_of: Callable[[str], str | None],
+        username_of: Callable[[str, str], str | None],
         *,
         machine: str,
         now: Callable[[], datetime],
@@ -96,8 +96,8 @@ class Survey:
         :raises Conflict: if the scheduler does not know it any more: nobody can say what became of it.
         """
         for name in files.names(folder, GUARD_PREFIX):
-            jobid = name.removeprefix(GUARD_PREFIX)
-            if not _JOBID.fullmatch(jobid) or self._ledger.get(jobid) is not None:
+            match = _GUARD.fullmatch(name)
+            if match is None or self._ledger.get(match[1]) is not None:
                 continue
             identifier, ran = read_guard(files, f"{folder}/{name}")
             if identifier is None or ran != digest:
@@ -108,9 +108,9 @@ class Survey:
                     f"{folder}/{name} says that this script was run there as {identifier} of the scheduler, which neither the "
                     "gateway nor the scheduler knows any more; to run it again, remove that file or use another folder"
                 )
-            trace = Trace(jobid, folder, f"{folder}/{script}", digest, None, owner_of(user))
+            trace = Trace(match[1], folder, f"{folder}/{script}", digest, None, owner_of(user))
             self._adopt_new(observation, trace, user)
-            return self._ledger.get(jobid, user.id)
+            return self._ledger.get(match[1], user.id)
         return None
 
     def _observed(self, identifier: str, folder: str) -> Observation | None:
@@ -127,10 +127,10 @@ class Survey:
         """Bring a job and the ledger together; ``False`` if that is somebody else's work under way."""
         job = self._ledger.get(trace.jobid) or self._by_folder(trace)
         if job is None:
-            username = self._username_of(trace.folder)
+            username = self._username_of(trace.folder, trace.owner)
             if username is None:
                 logger.warning(
-                    "%s came from a gateway, but its folder is below none of the roots: left alone", observation.id
+                    "%s came from a gateway, but its folder is nobody's, or somebody else's: left alone", observation.id
                 )
             else:
                 self._adopt_new(observation, trace, self._ledger.user_by_owner(trace.owner, username))

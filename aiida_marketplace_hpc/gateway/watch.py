@@ -12,7 +12,7 @@ from typing import Any
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, Observation
 from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, utc_now
 from aiida_marketplace_hpc.gateway.metrics import Metrics
-from aiida_marketplace_hpc.gateway.reconcile import Evidence, about, changes, needs_accounting
+from aiida_marketplace_hpc.gateway.reconcile import Evidence, about, changes, is_second_copy, needs_accounting
 from aiida_marketplace_hpc.protocol import JobState
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ class Watch:
         self._seen: dict[str, float] = {}
         self.queue: Mapping[str, Observation] | None = None
         """All that the scheduler held in the last round in which it answered; ``None``: it has not answered yet."""
+        self.follow_guard: Callable[[Job], bool] = lambda _: False
+        """Makes the copy that has the guard the job, in place of the one that found it taken."""
         self.problem: str | None = None
         """Why the last round brought no answer, or ``None`` if it did."""
 
@@ -106,6 +108,8 @@ class Watch:
             evidence = Evidence(about(job, queue.get(identifier)), accounting.get(identifier))
             if evidence.best is not None:
                 self._seen[job.id] = moment
+            if is_second_copy(evidence) and self.follow_guard(job):
+                continue
             if new := changes(job, evidence):
                 changed.append((job, {**new, "observed_at": now}))
         if changed:

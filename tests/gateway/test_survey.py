@@ -83,6 +83,18 @@ def test_an_adopted_job_is_its_owners_alone(
     assert [one["jobid"] for one in anew.jobs.active(anew.ledger.user_of(ALICE))] == [job.id]
 
 
+def test_a_forged_trace_gives_nobody_somebody_elses_folder_name(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str, without_ledger: Callable[[], Gateway]
+) -> None:
+    launch(gateway, alice, folder)
+    gateway.homes.claim(alice)
+    backend.submitted["101"] = replace(backend.submitted["101"], owner="somebody else")
+    anew = without_ledger()
+    anew.jobs.reconcile()
+    assert anew.ledger.users() == []
+    assert anew.ledger.user_of(ALICE, anew.homes.names).username == alice.username
+
+
 def test_until_the_scheduler_has_answered_nothing_is_submitted(
     gateway: Gateway, backend: FakeBackend, alice: User, folder: str, without_ledger: Callable[[], Gateway]
 ) -> None:

@@ -85,10 +85,6 @@ def test_the_copy_that_runs_is_the_job_even_if_it_is_the_late_one(site: Site, re
     assert (now(site, job).job_state, now(site, job).exit_code) == (JobState.FAILED, 3)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="exit code 75 of the recorded copy is believed, though the guard names the other one, which is then cancelled",
-)
 def test_a_copy_that_found_the_guard_taken_is_not_the_end_of_the_job(site: Site, replica: Replica) -> None:
     job, second, ours, late = frozen_while_another_takes_over(site, replica)
     site.batch.run(late)
@@ -101,7 +97,6 @@ def test_a_copy_that_found_the_guard_taken_is_not_the_end_of_the_job(site: Site,
     assert (now(site, job).job_state, now(site, job).exit_code) == (JobState.FAILED, 3)
 
 
-@pytest.mark.xfail(strict=True, reason="who gives a job up does not take its guard")
 def test_a_copy_that_arrives_after_its_job_was_cancelled_does_not_run(site: Site, replica: Replica) -> None:
     site.scheduler.inject(Late(LONG))
     job = site.launch(replica, site.write("work"))
@@ -116,7 +111,6 @@ def test_a_copy_that_arrives_after_its_job_was_cancelled_does_not_run(site: Site
     assert site.batch.executed == []
 
 
-@pytest.mark.xfail(strict=True, reason="who gives a job up does not take its guard")
 def test_a_copy_that_arrives_after_its_job_was_refused_does_not_run(site: Site, replica: Replica) -> None:
     site.scheduler.inject(Late(LONG))
     site.scheduler.inject(RefuseSubmission())
@@ -129,9 +123,6 @@ def test_a_copy_that_arrives_after_its_job_was_refused_does_not_run(site: Site, 
     assert site.batch.executed == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a launch takes whatever is in the script by then, under the key of what was there before"
-)
 def test_a_script_written_between_creation_and_launch_runs_once(site: Site, replica: Replica) -> None:
     jobs = replica.gateway.jobs
     folder = site.write("work", "#!/bin/sh\n# 1\n")
@@ -152,10 +143,6 @@ def test_a_script_written_between_creation_and_launch_runs_once(site: Site, repl
     assert len(digests) == len(set(digests))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="what was submitted up to 65 s before an intention is adopted, also the second copy of an earlier job",
-)
 def test_a_duplicate_of_an_earlier_job_is_not_taken_for_a_later_one(site: Site, replica: Replica) -> None:
     site.scheduler.inject(Late(LONG))
     folder = site.write("work", "#!/bin/sh\n# 1\n")
