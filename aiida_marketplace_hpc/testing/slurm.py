@@ -258,11 +258,12 @@ class SlurmCluster:
         """Start slurmd again."""
         self._daemons["slurmd"].start()
 
-    def forget_ended_jobs(self) -> None:
+    def forget_ended_jobs(self, *, next_id: str | None = None) -> None:
         """Make Slurm forget its ended jobs now, as it does after ``MinJobAge``: only accounting still knows them.
 
         Waits until accounting, where there is one, has whole records of them, which it gets from what Slurm remembers.
 
+        :param next_id: of the next job; one that was used already is used again.
         :raises RigError: if jobs are alive, which would be lost.
         """
         alive = self.run("squeue", "--noheader", "--format=%i %T", check=True).stdout
@@ -276,7 +277,7 @@ class SlurmCluster:
         if following is None:
             raise RigError(f"Slurm does not say its next job id:\n{settings}")
         self.stop_controller()
-        self._options["FirstJobId"] = following[1]
+        self._options["FirstJobId"] = next_id or following[1]
         self._write_configuration()
         self.machine.run(["sh", "-c", 'rm -f -- "$0"/job_state*', f"{self.directory}/state"], check=True)
         self.start_controller()
