@@ -190,8 +190,6 @@ class SlurmBackend(Backend):
         found = self._sacct(sorted(folders))
         # The newest job of an id is a stranger: its predecessor may be on record, too.
         reused = {id: folders[id] for id, one in found.items() if id in folders and not is_in(one, folders[id])}
-        for id in reused:
-            del found[id]
         return {**found, **self._sacct(sorted(reused), among=reused)}
 
     def _sacct(self, ids: Sequence[str], among: Mapping[str, str] | None = None) -> dict[str, Observation]:

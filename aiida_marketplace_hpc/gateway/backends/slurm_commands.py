@@ -263,7 +263,7 @@ def parse_sacct(answer: Answer, separator: str, *, folders: Mapping[str, str] | 
     """
     require_success("sacct", answer)
     jobs: dict[str, dict[str, Observation]] = {}
-    rows: dict[str, dict[str, list[Sequence[str]]]] = {}
+    records: dict[str, list[dict[str, str]]] = {}
     left_out = ""
     for record in _split_records("sacct", answer.stdout, separator, len(COLUMNS)):
         fields = dict(zip(COLUMNS, record, strict=True))
@@ -277,19 +277,33 @@ def parse_sacct(answer: Answer, separator: str, *, folders: Mapping[str, str] | 
                 left_out = task
                 continue
             jobs[base][task] = job
-            rows.setdefault(base, {})[task] = []
+            records[task] = []
         elif task == left_out:
             continue
-        rows.setdefault(base, {}).setdefault(task, []).append(clean_row(record))
+        records.setdefault(task, []).append(fields)
     return {
         base: replace(
-            combine(list(tasks.values())),
+            combine([_started(job, records[task]) for task, job in tasks.items()]),
             columns=COLUMNS,
-            rows=tuple(row for task in rows[base].values() for row in task),
+            rows=tuple(clean_row(fields.values()) for task in tasks for fields in records[task]),
         )
         for base, tasks in jobs.items()
         if tasks
     }
+
+
+def _started(job: Observation, records: Sequence[Mapping[str, str]]) -> Observation:
+    """Take the start of a job that has run, where its record has none, from that of its script.
+
+    slurmdbd may get the end of a job and not its start: seen where a controller came back after some minutes, and a waiting
+    job ran at once.
+    """
+    script = next((fields for fields in records if fields["JobID"].endswith(".batch")), None)
+    if not job.state.final or job.started_at is not None or script is None:
+        return job
+    return _read_job_record(
+        job.id, {**records[0], **{name: script[name] for name in ("Start", "ElapsedRaw", "NodeList")}}
+    )
 
 
 def _is_older(job: Observation, other: Observation) -> bool:

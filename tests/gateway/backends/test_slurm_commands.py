@@ -93,6 +93,13 @@ HISTORY = recorded(
     "1.batch¦batch¦¦project¦¦¦CANCELLED¦¦0:15¦¦2026-11-25T22:14:03¦2026-11-25T22:14:03¦2026-11-25T22:14:03¦"
     "2026-11-25T22:14:04¦1¦¦1¦1¦1¦¦1660K¦2920K¦00:00.002¦1¦node1¦¦1.batch\n"
 )
+# Recorded from Slurm 22.05.8, whose controller was away for two minutes: the record of a job that has run, without its start.
+STARTLESS = recorded(
+    "2¦run.sh¦fireuser¦project¦debug¦normal¦FAILED¦Dependency¦4:0¦0:0¦2026-11-25T22:34:31¦Unknown¦None¦"
+    "2026-11-25T22:37:44¦0¦10¦1¦1¦¦16000M¦¦¦00:00.003¦0¦None assigned¦/work/t¦2\n"
+    "2.batch¦batch¦¦project¦¦¦FAILED¦¦4:0¦¦2026-11-25T22:37:43¦2026-11-25T22:37:43¦2026-11-25T22:37:43¦"
+    "2026-11-25T22:37:44¦1¦¦1¦1¦1¦¦¦¦00:00.003¦1¦node1¦¦2.batch\n"
+)
 REQUEUED, CANCELLED = (
     "".join(line + "\n" for line in HISTORY.stdout.splitlines()[start : start + 2]) for start in (0, 2)
 )
@@ -323,6 +330,13 @@ class TestSacct:
         assert parse_sacct(mixed, SEPARATOR, folders={"1": "/work/t/"})["1"].state is JobState.CANCELLED
         job = parse_sacct(mixed, SEPARATOR, folders={"1": "/work/other"})["1"]
         assert [(row[0], row[14]) for row in job.rows] == [("1", "2"), ("1.batch", "2")]
+
+    def test_a_missing_start_is_that_of_the_script(self) -> None:
+        job = parse_sacct(STARTLESS, SEPARATOR)["2"]
+        assert (job.state, job.exit_code, job.elapsed, job.nodes) == (JobState.FAILED, 4, 1, "node1")
+        assert job.started_at == datetime(2026, 11, 25, 22, 37, 43, tzinfo=timezone.utc)
+        assert job.rows[0][12] == "None"
+        assert len(job.rows) == 2
 
     def test_the_record_of_a_requeue_is_no_end(self) -> None:
         assert not parse_sacct(Answer(0, REQUEUED, ""), SEPARATOR)["1"].state.final
