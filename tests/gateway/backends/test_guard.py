@@ -11,8 +11,7 @@ import pytest
 from aiida_marketplace_hpc.gateway.backends.guard import parse_guard, read_guards
 from aiida_marketplace_hpc.gateway.backends.slurm_commands import observe_guard
 from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX
-from aiida_marketplace_hpc.gateway.jobs import guard_of
-from aiida_marketplace_hpc.gateway.ledger import Job
+from aiida_marketplace_hpc.gateway.submission import guard_of
 from aiida_marketplace_hpc.protocol import JobState
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
@@ -20,7 +19,7 @@ WHOLE = "12\nsha-256:0\nstarted 12 2026-11-22T12:00:00 1\nended 12 2026-11-22T12
 
 
 def test_the_names_of_guards_are_known() -> None:
-    assert guard_of(Job(id="7")).startswith(GUARD_PREFIX)
+    assert guard_of("7").startswith(GUARD_PREFIX)
 
 
 def test_reads_an_end() -> None:

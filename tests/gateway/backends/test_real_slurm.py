@@ -102,7 +102,7 @@ def test_scripts_of_waiting_and_running_jobs_say_what_they_are(slurm: SlurmClust
     jobs = [waiting, running, array]
     ids = [*(job.jobid for job in jobs), foreign.stdout.strip(), *without_script, "999999"]
     assert backend.traces(ids) == {
-        job.jobid: Trace("7", job.folder, job.script, job.script_digest, "node") for job in jobs
+        job.jobid: Trace("7", job.folder, job.script, job.script_digest, "node", "") for job in jobs
     }
 
 

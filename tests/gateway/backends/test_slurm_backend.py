@@ -422,7 +422,7 @@ class TestTraces:
         slurm.answers["script"] = lambda id: scripts[id]
         folder = str(tmp_path)
         assert backend.traces(["1", "2", "3", "4", "5"]) == {
-            "1": Trace("7", folder, f"{folder}/run me.sh", "sha-256:0", None)
+            "1": Trace("7", folder, f"{folder}/run me.sh", "sha-256:0", None, "")
         }
         assert backend.traces([]) == {}
 
