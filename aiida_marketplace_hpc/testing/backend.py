@@ -153,7 +153,7 @@ class FakeBackend(Backend):
             return self.on_submit(submission)
         return self.accept(submission)
 
-    def cancel(self, id: str) -> None:
+    def cancel(self, id: str, folder: str | None = None) -> None:
         self._asked("cancel")
         self.cancelled.append(id)
         if id in self.jobs and not self.jobs[id].state.final and not self.stubborn:

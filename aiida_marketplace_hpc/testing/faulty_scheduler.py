@@ -200,9 +200,9 @@ class FaultyScheduler(Backend):
         with suppress(BackendError):  # Nobody is there any more to be told.
             self.backend.submit(submission)
 
-    def cancel(self, id: str) -> None:
+    def cancel(self, id: str, folder: str | None = None) -> None:
         fault = self._before("cancel")
-        self.backend.cancel(id)
+        self.backend.cancel(id, folder)
         self._after("cancel", fault)
 
     def queue(self) -> Mapping[str, Observation]:

@@ -88,9 +88,9 @@ class Watched(Backend):
         with self._moment("submit"):
             return self._backend.submit(submission)
 
-    def cancel(self, id: str) -> None:
+    def cancel(self, id: str, folder: str | None = None) -> None:
         with self._moment("cancel"):
-            self._backend.cancel(id)
+            self._backend.cancel(id, folder)
 
     def queue(self) -> Mapping[str, Observation]:
         self._moments.live()

@@ -1,4 +1,4 @@
-"""A real Slurm with accounting, on one node, for as long as a test session lasts."""
+"""A real Slurm, with accounting or without, on one node, for as long as a test session lasts."""
 
 from __future__ import annotations
 
@@ -125,6 +125,7 @@ class SlurmCluster:
 
     :param machine: where it runs: on this machine or on an isolated part of it.
     :param cpus: of the one node.
+    :param accounting: without it there are neither mariadbd nor slurmdbd, ``sacct`` fails, and no limits are enforced.
     :param min_job_age: seconds for which Slurm remembers an ended job; it looks once a minute. For forgetting at once there
         is :meth:`forget_ended_jobs`.
     :param options: further lines of ``slurm.conf``, which stand over those here.
@@ -135,12 +136,14 @@ class SlurmCluster:
         machine: Machine,
         *,
         cpus: int = 32,
+        accounting: bool = True,
         min_job_age: int = 300,
         options: Mapping[str, str] | None = None,
     ) -> None:
         self.machine = machine
         self.user = machine.user
         self._cpus = cpus
+        self._accounting = accounting
         self._options = {"MinJobAge": str(min_job_age), **(options or {})}
         self._daemons: dict[str, Daemon] = {}
         self.directory = ""
@@ -195,8 +198,10 @@ class SlurmCluster:
         self.logs = Path(tempfile.mkdtemp(prefix="mphpc-slurm-logs-"))
         try:
             self._configure()
-            self._start_database()
-            self._start_accounting()
+            self._start_munge()
+            if self._accounting:
+                self._start_database()
+                self._start_accounting()
             self._start_scheduling()
         except BaseException:
             self.stop()
@@ -219,7 +224,10 @@ class SlurmCluster:
         shutil.rmtree(self.logs, ignore_errors=True)
 
     def stop_controller(self) -> None:
-        """End slurmctld as an operator does; jobs go on, and no Slurm command works but ``sacct``."""
+        """End slurmctld as an operator does; jobs go on, and no Slurm command works but ``sacct``.
+
+        The others take about 9 s until they fail.
+        """
         self._daemons["slurmctld"].stop()
 
     def start_controller(self) -> None:
@@ -234,6 +242,14 @@ class SlurmCluster:
         """Start slurmdbd again; slurmctld then delivers what it could not (it tries every few seconds)."""
         self._daemons["slurmdbd"].start()
 
+    def stop_munge(self) -> None:
+        """End munged: jobs go on, and no Slurm command works, nor do the daemons talk to each other."""
+        self._daemons["munged"].stop()
+
+    def start_munge(self) -> None:
+        """Start munged again, with the same key."""
+        self._daemons["munged"].start()
+
     def stop_node(self) -> None:
         """End slurmd: running jobs go on, none starts."""
         self._daemons["slurmd"].stop()
@@ -242,24 +258,26 @@ class SlurmCluster:
         """Start slurmd again."""
         self._daemons["slurmd"].start()
 
-    def forget_ended_jobs(self) -> None:
+    def forget_ended_jobs(self, *, next_id: str | None = None) -> None:
         """Make Slurm forget its ended jobs now, as it does after ``MinJobAge``: only accounting still knows them.
 
-        Waits until accounting has whole records of them, which it gets from what Slurm remembers.
+        Waits until accounting, where there is one, has whole records of them, which it gets from what Slurm remembers.
 
+        :param next_id: of the next job; one that was used already is used again.
         :raises RigError: if jobs are alive, which would be lost.
         """
         alive = self.run("squeue", "--noheader", "--format=%i %T", check=True).stdout
         if alive.strip():
             raise RigError(f"jobs are alive, Slurm cannot forget: {', '.join(alive.splitlines())}")
-        for jobid in self.run("squeue", "--states=all", "--noheader", "--format=%i", check=True).stdout.split():
+        known = self.run("squeue", "--states=all", "--noheader", "--format=%i", check=True).stdout.split()
+        for jobid in known if self._accounting else ():
             self._wait_for_record(jobid, lambda record: record[1] != "", "on record as a whole", 30)
         settings = self.run("scontrol", "show", "config", check=True).stdout
         following = re.search(r"^NEXT_JOB_ID\s*=\s*(\d+)", settings, re.MULTILINE)
         if following is None:
             raise RigError(f"Slurm does not say its next job id:\n{settings}")
         self.stop_controller()
-        self._options["FirstJobId"] = following[1]
+        self._options["FirstJobId"] = next_id or following[1]
         self._write_configuration()
         self.machine.run(["sh", "-c", 'rm -f -- "$0"/job_state*', f"{self.directory}/state"], check=True)
         self.start_controller()
@@ -351,6 +369,11 @@ class SlurmCluster:
             "SchedulerParameters": "batch_sched_delay=0,sched_interval=2,bf_interval=2",
             "SelectType": "select/cons_tres",
             "SelectTypeParameters": "CR_CPU",
+            **(self._accounting_client() if self._accounting else {"AccountingStorageType": "accounting_storage/none"}),
+        }
+
+    def _accounting_client(self) -> dict[str, str]:
+        return {
             "AccountingStorageType": "accounting_storage/slurmdbd",
             "AccountingStorageHost": self._host,
             "AccountingStoragePort": str(self._ports["slurmdbd"]),
@@ -403,28 +426,27 @@ class SlurmCluster:
         except subprocess.TimeoutExpired:
             return False
 
-    def _start_database(self) -> None:
-        """Start munged and mariadbd."""
+    def _start_munge(self) -> None:
         files = [f"--{name}-file={self.directory}/munge/{name}" for name in ("key", "pid", "log", "seed")]
-        munged = self._daemon(
+        self._daemon(
             "munge",
             *("munged", "--foreground", f"--socket={self._munge_socket}", *files),
             ready=lambda: self._answers("munge", "-n", "-S", self._munge_socket),
-        )
-        munged.launch()
+        ).start()
+
+    def _start_database(self) -> None:
+        """Start mariadbd."""
         data = f"{self.directory}/mysql/data"
         make = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--skip-test-db", "--skip-name-resolve"]
         self.machine.run([*make, "--auth-root-authentication-method=socket"], user="mysql", check=True)
         speed = ("--innodb-flush-log-at-trx-commit=0", "--innodb-log-file-size=64M", "--skip-name-resolve")
-        mariadbd = self._daemon(
+        self._daemon(
             "mysql",
             *("mariadbd", "--no-defaults", f"--datadir={data}", f"--socket={self._mysql_socket}", "--skip-networking"),
             *(f"--pid-file={data}/pid", f"--init-file={self.directory}/mysql/init.sql", *speed),
             *("--innodb-lock-wait-timeout=900",),
             ready=lambda: self._answers("mariadb-admin", "--no-defaults", f"--socket={self._mysql_socket}", "ping"),
-        )
-        mariadbd.start()
-        munged.wait_ready()
+        ).start()
 
     def _start_accounting(self) -> None:
         """Start slurmdbd, and give the cluster and its user their accounts."""

@@ -141,9 +141,10 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def cancel(self, id: str) -> None:
+    def cancel(self, id: str, folder: str | None = None) -> None:
         """Ask for the end of a job. May be repeated; cancelling a job that has ended is no error.
 
+        :param folder: the job's working directory. Batch systems use ids again: a job of another folder is left alone.
         :raises SchedulerDown: the request was not taken.
         """
 

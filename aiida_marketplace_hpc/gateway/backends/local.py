@@ -120,7 +120,7 @@ class LocalBackend(Backend):
         self._wake.set()
         return id
 
-    def cancel(self, id: str) -> None:
+    def cancel(self, id: str, folder: str | None = None) -> None:
         try:
             job = self._spool.get(id)
             if job is None or job.has_ended:

@@ -4,6 +4,11 @@ Whether a submission arrived is sometimes not known, and then a second copy of i
 submission's guard file, which only one of them can, writes its job id and the script's digest there, and only then becomes the
 interpreter of the script: the script's file is run as it is, byte for byte. All other copies end before user code. A job that
 Slurm itself starts again under the same id (requeue), and the tasks of one job array, find their own id there and go on.
+
+Where nothing else keeps how a job ended (Slurm without accounting), the wrapper stays: it runs the script as its child,
+passes signals on, and notes beginning and end in the guard file, where
+:mod:`~aiida_marketplace_hpc.gateway.backends.guard` reads them. Such a wrapper needs bash: other shells cannot wait for
+signals themselves beside a child that does not ignore SIGINT and SIGQUIT.
 """
 
 from __future__ import annotations
@@ -24,6 +29,9 @@ EXIT_NO_GUARD = 73
 
 _TRACE = b"# marketplace-hpc-submission: "
 _TRACED = ("jobid", "folder", "script", "script_digest", "client_ref", "owner")
+
+GUARD_PREFIX = ".marketplace-hpc-"
+"""How the names of guard files begin: by it they are found in a folder."""
 
 _INTERPRETER_LINE = re.compile(rb"#![ \t]*([^ \t\n]*)[ \t]*([^\n]*)")
 
@@ -46,21 +54,52 @@ if ! (set -C; printf '%s\\n%s\\n' "$mphpc_job" {digest} > "$mphpc_guard") 2>/dev
         exit {exit_second_copy}
     fi
 fi
+"""
+
+_BECOME = """\
 unset mphpc_guard mphpc_job mphpc_holder
 exec {command}
 """
 
+# Slurm sends most signals to all processes of a job, but some (`--signal=B:...`, `scancel --batch`) to this shell only; so the
+# script may get a SIGTERM twice. `set -m` gives the script a process group of its own, with SIGINT and SIGQUIT as they were.
+# A signal that comes before it is known whom to tell is passed on afterwards. A later one interrupts `wait`, and bash keeps
+# the child's exit status for the next one. What this shell says itself ("Killed") has no place in the output of the job.
+_STAY = """\
+mphpc_note() {{ printf '%s %s %s %s\\n' "$1" "${{SLURM_JOB_ID:-$$}}" "$(date -u +%Y-%m-%dT%H:%M:%S)" "$2" >> "$mphpc_guard"; }}
+mphpc_note started "${{SLURM_ARRAY_TASK_COUNT:-1}}"
+mphpc_told= mphpc_child=
+for mphpc_signal in HUP INT QUIT USR1 USR2 ALRM TERM XCPU; do
+    trap "mphpc_told=$mphpc_signal; kill -$mphpc_signal \\$mphpc_child 2>/dev/null" $mphpc_signal
+done
+set -m
+{command} <&0 &
+mphpc_child=$!
+set +m
+exec 2>/dev/null
+[ -z "$mphpc_told" ] || kill "-$mphpc_told" "$mphpc_child"
+while
+    mphpc_told=
+    wait "$mphpc_child"
+    mphpc_status=$?
+    [ -n "$mphpc_told" ]
+do :; done
+mphpc_note ended "$mphpc_status"
+exit "$mphpc_status"
+"""
 
-def make_wrapper(submission: Submission, directives: Directives) -> bytes:
+
+def make_wrapper(submission: Submission, directives: Directives, *, note_end: bool = False) -> bytes:
     """Write the script that is submitted for a submission.
 
     It is a plain ``#!/bin/sh`` script with the comment lines above the first command of the user's script, among them all
     ``#SBATCH`` lines, verbatim, and one more that says which submission it is (:func:`read_trace`).
 
+    :param note_end: stay, and note in the guard file how the script ended.
     :raises Refused: if sbatch would refuse the user's script for what it is, in sbatch's words.
     """
     check_script(submission.script_text)
-    body = _TEMPLATE.format(
+    body = (_TEMPLATE + (_STAY if note_end else _BECOME)).format(
         guard=shlex.quote(posixpath.join(submission.folder, submission.guard)),
         digest=shlex.quote(submission.script_digest),
         exit_no_guard=EXIT_NO_GUARD,
@@ -68,7 +107,8 @@ def make_wrapper(submission: Submission, directives: Directives) -> bytes:
         command=" ".join(shlex.quote(word) for word in script_command(submission)),
     )
     trace = json.dumps({name: getattr(submission, name) for name in _TRACED})
-    lines = (b"#!/bin/sh", *directives.lines, _TRACE + trace.encode("ascii"), body.encode("utf-8", "surrogateescape"))
+    shell = b"#!/usr/bin/env bash" if note_end else b"#!/bin/sh"
+    lines = (shell, *directives.lines, _TRACE + trace.encode("ascii"), body.encode("utf-8", "surrogateescape"))
     return b"\n".join(lines)
 
 

@@ -13,9 +13,19 @@ from pathlib import Path
 import pytest
 
 from aiida_marketplace_hpc.gateway.backends.accounting import COLUMNS
-from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, SchedulerDown, Submission, Unknown
+from aiida_marketplace_hpc.gateway.backends.base import (
+    Deferred,
+    Fault,
+    Refused,
+    SchedulerDown,
+    Submission,
+    Trace,
+    Unknown,
+)
+from aiida_marketplace_hpc.gateway.backends.directives import Directives
 from aiida_marketplace_hpc.gateway.backends.slurm import CLOCK_SKEW, IDS_PER_COMMAND, SlurmBackend, run_command
 from aiida_marketplace_hpc.gateway.backends.slurm_commands import Answer
+from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX, make_wrapper
 from aiida_marketplace_hpc.protocol import JobState
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
@@ -32,7 +42,11 @@ class Call:
 
 @dataclass
 class FakeSlurm:
-    """Answers each command with what is set under its name: an answer, an exception, or what a function returns."""
+    """Answers each command with what is set under its name: an answer, an exception, or what a function returns.
+
+    Of squeue's two forms the one that tells exit codes is called ``statuses`` here, of sacct's the one that shows all records
+    ``history``, of scontrol's the one that shows a script ``script``.
+    """
 
     answers: dict[str, Answer | Exception | Callable[[str], Answer]] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
@@ -47,15 +61,30 @@ class FakeSlurm:
         timeout: float,
     ) -> Answer:
         self.calls.append(Call(arguments, stdin, folder, environment, timeout))
-        answer = self.answers[arguments[0]]
+        name = arguments[0]
+        if any(argument.startswith("--Format=") for argument in arguments):
+            name = "statuses"
+        elif "--duplicates" in arguments:
+            name = "history"
+        elif "batch_script" in arguments:
+            name = "script"
+        answer = self.answers[name]
         if isinstance(answer, Exception):
             raise answer
-        return answer if isinstance(answer, Answer) else answer(self._separator(arguments))
+        if isinstance(answer, Answer):
+            return answer
+        return answer(arguments[3] if name == "script" else self._separator(arguments))
+
+    def names(self) -> list[str]:
+        """The commands that were run, apart from those for the configuration."""
+        return [call.arguments[0] for call in self.calls if list(call.arguments[:2]) != ["scontrol", "show"]]
 
     @staticmethod
     def _separator(arguments: Sequence[str]) -> str:
         options = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments[1:])
-        return options.get("delimiter") or options["format"].removeprefix("%i").partition("%T")[0]
+        if "delimiter" in options or "format" not in options:
+            return options.get("delimiter", "")
+        return options["format"].removeprefix("%i").partition("%T")[0]
 
 
 def queue_of(*jobs: tuple[str, str, str, str]) -> Callable[[str], Answer]:
@@ -63,7 +92,7 @@ def queue_of(*jobs: tuple[str, str, str, str]) -> Callable[[str], Answer]:
 
     def answer(separator: str) -> Answer:
         rows = [
-            [id, state, "None", "debug", "", "", at, "N/A", "N/A", "", "", folder, "job", id]
+            [id, state, "None", "debug", "", "", at, at, "N/A", "", "", folder, "job", id]
             for id, state, folder, at in jobs
         ]
         return Answer(0, "".join(separator.join(row) + "\n" for row in rows), "")
@@ -84,14 +113,39 @@ def record_of(*jobs: tuple[str, str, str, str]) -> Callable[[str], Answer]:
     return answer
 
 
+def config_of(storage: str = "accounting_storage/slurmdbd", timeout: int = 10) -> Answer:
+    """What ``scontrol show config`` says."""
+    text = (
+        f"ClusterName             = c\nAccountingStorageType   = {storage}\nMessageTimeout          = {timeout} sec\n"
+    )
+    return Answer(0, text, "")
+
+
 @pytest.fixture
 def slurm() -> FakeSlurm:
-    return FakeSlurm({"sbatch": Answer(0, "12\n", ""), "squeue": queue_of(), "sacct": record_of()})
+    answers = {"sbatch": Answer(0, "12\n", ""), "squeue": queue_of(), "sacct": record_of(), "scontrol": config_of()}
+    return FakeSlurm(dict(answers))
 
 
 @pytest.fixture
 def backend(slurm: FakeSlurm) -> SlurmBackend:
-    return SlurmBackend(user="alice", command_timeout=7, submit_timeout=9, run=slurm)
+    """One that has started, and knows how Slurm is configured."""
+    backend = SlurmBackend(user="alice", command_timeout=7, submit_timeout=9, run=slurm)
+    backend.start()
+    slurm.calls.clear()
+    return backend
+
+
+@pytest.fixture
+def unaccounted(slurm: FakeSlurm) -> SlurmBackend:
+    """One whose Slurm has no accounting."""
+    slurm.answers["scontrol"] = config_of("accounting_storage/none")
+    slurm.answers["sacct"] = Answer(1, "Slurm accounting storage is disabled\n", "")
+    slurm.answers["statuses"] = Answer(0, "", "")
+    backend = SlurmBackend(user="alice", run=slurm)
+    backend.start()
+    slurm.calls.clear()
+    return backend
 
 
 def submission(folder: Path, text: bytes = b"#!/bin/bash\n#SBATCH -n 2\nuser code\n") -> Submission:
@@ -176,12 +230,36 @@ def test_without_slurms_commands_nothing_was_submitted_and_nothing_is_known(
     tmp_path: Path, slurm: FakeSlurm, backend: SlurmBackend, error: OSError
 ) -> None:
     slurm.answers = dict.fromkeys(["sbatch", "squeue", "sacct", "scancel", "sinfo"], error)
-    with pytest.raises(Deferred, match="cannot run sbatch"):
+    with pytest.raises(Fault, match="cannot run sbatch"):
         backend.submit(submission(tmp_path))
     for question in (backend.queue, lambda: backend.accounting({"1": "/a"}), lambda: backend.cancel("1")):
         with pytest.raises(SchedulerDown, match="cannot run"):
             question()
     assert "partitions" not in backend.describe()
+
+
+def test_a_machine_that_starts_no_process_now_is_no_fault(
+    tmp_path: Path, slurm: FakeSlurm, backend: SlurmBackend
+) -> None:
+    slurm.answers["sbatch"] = BlockingIOError(11, "Resource temporarily unavailable")
+    with pytest.raises(Deferred, match="cannot run sbatch") as error:
+        backend.submit(submission(tmp_path))
+    assert error.type is Deferred
+
+
+def test_a_folder_that_goes_in_the_last_moment_is_no_fault(
+    tmp_path: Path, slurm: FakeSlurm, backend: SlurmBackend
+) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+
+    def vanish(_: str) -> Answer:
+        folder.rmdir()
+        raise FileNotFoundError(2, "No such file or directory", str(folder))
+
+    slurm.answers["sbatch"] = vanish
+    with pytest.raises(Refused, match="does not exist"):
+        backend.submit(submission(folder))
 
 
 def test_a_submission_that_takes_too_long_is_unknown(tmp_path: Path, slurm: FakeSlurm, backend: SlurmBackend) -> None:
@@ -247,7 +325,12 @@ def test_finding_nothing_needs_both_answers(slurm: FakeSlurm, backend: SlurmBack
 
 def test_describes_itself_and_remembers_the_partitions(slurm: FakeSlurm, backend: SlurmBackend) -> None:
     slurm.answers["sinfo"] = Answer(0, "debug\nlong\n", "")
-    assert backend.describe() == {"name": "slurm", "backend": "slurm", "partitions": ["debug", "long"]}
+    assert backend.describe() == {
+        "name": "slurm",
+        "backend": "slurm",
+        "accounting": True,
+        "partitions": ["debug", "long"],
+    }
     slurm.answers["sinfo"] = Answer(1, "", "down")
     assert backend.describe()["partitions"] == ["debug", "long"]
     assert len(slurm.calls) == 1
@@ -257,8 +340,230 @@ def test_a_submitter_is_not_taken_for_dead_while_sbatch_may_run() -> None:
     assert SlurmBackend(submit_timeout=60).submission_limit > 60
 
 
-def test_settles_after_three_message_timeouts() -> None:
-    assert SlurmBackend(message_timeout=5).settling_time == 15
+@pytest.mark.parametrize(("timeout", "settled"), [(5, 30), (10, 30), (60, 180)])
+def test_settles_after_three_message_timeouts_and_no_earlier_than_by_slurms_default(
+    slurm: FakeSlurm, timeout: int, settled: int
+) -> None:
+    slurm.answers["scontrol"] = config_of(timeout=timeout)
+    backend = SlurmBackend(run=slurm)
+    assert backend.settling_time == 30
+    backend.start()
+    assert backend.settling_time == settled
+
+
+class TestReusedIds:
+    """Slurm comes round to its first job id again, or loses count."""
+
+    def test_a_job_whose_id_was_given_to_another_is_found_among_all_records(
+        self, slurm: FakeSlurm, backend: SlurmBackend
+    ) -> None:
+        slurm.answers["sacct"] = record_of(
+            ("1", "RUNNING", "/stranger", "2026-11-22T12:00:00"), ("2", "COMPLETED", "/b", "2026-11-22T12:00:00")
+        )
+        slurm.answers["history"] = record_of(
+            ("1", "REQUEUED", "/a", "2026-11-20T12:00:00"),
+            ("1", "TIMEOUT", "/a", "2026-11-21T12:00:00"),
+            ("1", "RUNNING", "/stranger", "2026-11-22T12:00:00"),
+        )
+        found = backend.accounting({"1": "/a", "2": "/b"})
+        assert {id: one.state for id, one in found.items()} == {"1": JobState.TIMEOUT, "2": JobState.COMPLETED}
+        assert [row[0] for row in found["1"].rows] == ["1"]
+        assert "--jobs=1" in slurm.calls[-1].arguments
+        assert slurm.names() == ["sacct", "sacct"]
+
+    def test_a_strangers_end_is_never_taken_for_the_jobs(self, slurm: FakeSlurm, backend: SlurmBackend) -> None:
+        slurm.answers["sacct"] = record_of(("1", "COMPLETED", "/stranger", "2026-11-22T12:00:00"))
+        slurm.answers["history"] = slurm.answers["sacct"]
+        assert backend.accounting({"1": "/a"}) == {}
+
+    def test_a_stranger_is_not_cancelled(self, slurm: FakeSlurm, backend: SlurmBackend) -> None:
+        slurm.answers["scancel"] = Answer(0, "", "")
+        slurm.answers["squeue"] = queue_of(("1", "RUNNING", "/stranger", "2026-11-22T12:00:00"))
+        backend.cancel("1", "/a")
+        assert slurm.names() == ["squeue"]
+        backend.cancel("1", "/stranger/")
+        assert slurm.names() == ["squeue", "squeue", "scancel"]
+
+    @pytest.mark.parametrize(
+        "answer", [Answer(0, "", ""), Answer(1, "", "slurm_load_jobs error: Invalid job id specified\n")]
+    )
+    def test_a_job_that_is_gone_needs_no_cancelling(
+        self, slurm: FakeSlurm, backend: SlurmBackend, answer: Answer
+    ) -> None:
+        slurm.answers["squeue"] = answer
+        backend.cancel("1", "/a")
+        assert slurm.names() == ["squeue"]
+
+    def test_whose_id_it_is_must_be_known_first(self, slurm: FakeSlurm, backend: SlurmBackend) -> None:
+        slurm.answers["squeue"] = Answer(None, "", "")
+        with pytest.raises(SchedulerDown):
+            backend.cancel("1", "/a")
+        assert slurm.names() == ["squeue"]
+
+
+class TestTraces:
+    """What living jobs say about their submissions."""
+
+    @pytest.fixture
+    def scripts(self, tmp_path: Path) -> dict[str, Answer]:
+        wrapper = make_wrapper(submission(tmp_path), Directives((), {}))
+        return {
+            "1": Answer(0, wrapper.decode(), ""),
+            "2": Answer(0, "#!/bin/sh\ntrue\n", ""),
+            # Recorded from Slurm 22.05.8: with the exit code 0.
+            "3": Answer(0, "", "job script retrieval failed: Invalid job id specified\n"),
+            "4": Answer(0, "", "job script retrieval failed: Job script not specified\n"),
+            "5": Answer(1, "", "job script retrieval failed: Access/permission denied\n"),
+        }
+
+    def test_jobs_that_have_gone_or_are_no_submissions_are_missing(
+        self, tmp_path: Path, slurm: FakeSlurm, backend: SlurmBackend, scripts: dict[str, Answer]
+    ) -> None:
+        slurm.answers["script"] = lambda id: scripts[id]
+        folder = str(tmp_path)
+        assert backend.traces(["1", "2", "3", "4", "5"]) == {
+            "1": Trace("7", folder, f"{folder}/run me.sh", "sha-256:0", None, "")
+        }
+        assert backend.traces([]) == {}
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            Answer(0, "", "job script retrieval failed: Unable to contact slurm controller (connect failure)\n"),
+            Answer(1, "", "scontrol: error: something\n"),
+            Answer(None, "", ""),
+            FileNotFoundError(2, "No such file", "scontrol"),
+        ],
+    )
+    def test_one_that_is_not_known_makes_the_answer_not_whole(
+        self, slurm: FakeSlurm, backend: SlurmBackend, scripts: dict[str, Answer], answer: Answer | Exception
+    ) -> None:
+        def read(id: str) -> Answer:
+            if id in scripts:
+                return scripts[id]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        slurm.answers["script"] = read
+        with pytest.raises(SchedulerDown):
+            backend.traces(["1", "9", "2"])
+
+    def test_takes_no_longer_than_it_may(
+        self, slurm: FakeSlurm, backend: SlurmBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("aiida_marketplace_hpc.gateway.backends.slurm.TRACES_TIME", -1.0)
+        with pytest.raises(SchedulerDown, match="could not be read in"):
+            backend.traces(["1"])
+        assert slurm.names() == []
+
+
+class TestWithoutAccounting:
+    """What the controller remembers, and what the wrapper has noted."""
+
+    NOTE = "{id}\nsha-256:0\nstarted {id} 2026-11-22T12:00:00 1\nended {id} 2026-11-22T12:01:40 {status}\n"
+
+    def note(self, folder: Path, id: str, status: int = 0) -> str:
+        folder.mkdir()
+        (folder / f"{GUARD_PREFIX}{id}").write_text(self.NOTE.format(id=id, status=status))
+        return str(folder)
+
+    def test_says_so(self, slurm: FakeSlurm, unaccounted: SlurmBackend) -> None:
+        slurm.answers["sinfo"] = Answer(0, "", "")
+        assert unaccounted.describe()["accounting"] is False
+
+    @pytest.mark.parametrize("storage", ["accounting_storage/none", "(null)"])
+    def test_the_wrapper_notes_the_end(self, tmp_path: Path, slurm: FakeSlurm, storage: str) -> None:
+        slurm.answers["scontrol"] = config_of(storage)
+        SlurmBackend(run=slurm).submit(submission(tmp_path))
+        assert slurm.calls[-1].stdin.startswith(b"#!/usr/bin/env bash\n")
+
+    def test_so_it_does_while_that_is_not_known(self, tmp_path: Path, slurm: FakeSlurm) -> None:
+        slurm.answers["scontrol"] = Answer(1, "", "down")
+        SlurmBackend(run=slurm).submit(submission(tmp_path))
+        assert slurm.calls[-1].stdin.startswith(b"#!/usr/bin/env bash\n")
+
+    def test_the_controller_tells_states_and_exit_codes(self, slurm: FakeSlurm, unaccounted: SlurmBackend) -> None:
+        at = "2026-11-22T12:00:00"
+        states = {"1": "COMPLETED", "2": "FAILED", "3": "FAILED", "4": "TIMEOUT", "5": "RUNNING", "6": "COMPLETED"}
+        slurm.answers["squeue"] = queue_of(*((id, state, "/a", at) for id, state in states.items()))
+        slurm.answers["statuses"] = Answer(
+            0, "1 COMPLETED 0 \n2 FAILED 768 \n3 FAILED 9 \n4 TIMEOUT 0 \n5 RUNNING 0 \n6 RUNNING 0 \n", ""
+        )
+        found = unaccounted.accounting(dict.fromkeys([*states, "7"], "/a"))
+        # The sixth has ended between the two answers: how, is known the next time.
+        assert {id: (one.complete, one.exit_code, one.signal) for id, one in found.items()} == {
+            "1": (True, 0, None),
+            "2": (True, 3, None),
+            "3": (True, None, 9),
+            "4": (True, None, None),
+            "5": (True, None, None),
+            "6": (False, None, None),
+        }
+        assert "sacct" not in slurm.names()
+
+    def test_the_record_is_what_aiida_reads(self, slurm: FakeSlurm, unaccounted: SlurmBackend) -> None:
+        from aiida.engine import CalcJob
+        from aiida.schedulers.plugins.slurm import SlurmScheduler
+
+        slurm.answers["squeue"] = queue_of(("4", "TIMEOUT", "/a", "2026-11-22T12:00:00"))
+        slurm.answers["statuses"] = Answer(0, "4 TIMEOUT 0 \n", "")
+        job = unaccounted.accounting({"4": "/a"})["4"]
+        text = "\n".join("|".join(row) for row in (job.columns, *job.rows))
+        exit_code = SlurmScheduler().parse_output({"retval": 0, "stdout": text, "stderr": ""}, "", "")
+        assert exit_code == CalcJob.exit_codes.ERROR_SCHEDULER_OUT_OF_WALLTIME
+
+    def test_what_slurm_has_forgotten_is_in_the_folder(
+        self, tmp_path: Path, slurm: FakeSlurm, unaccounted: SlurmBackend
+    ) -> None:
+        folders = {"1": self.note(tmp_path / "a", "1"), "2": self.note(tmp_path / "b", "2", 3)}
+        folders["3"] = folders["1"]
+        found = unaccounted.accounting(folders)
+        assert {id: (one.state, one.exit_code) for id, one in found.items()} == {
+            "1": (JobState.COMPLETED, 0),
+            "2": (JobState.FAILED, 3),
+        }
+
+    def test_what_the_controller_says_outweighs_the_note(
+        self, tmp_path: Path, slurm: FakeSlurm, unaccounted: SlurmBackend
+    ) -> None:
+        folder = self.note(tmp_path / "a", "1")
+        slurm.answers["squeue"] = queue_of(("1", "PENDING", folder, "2026-11-22T12:00:00"))
+        assert unaccounted.accounting({"1": folder})["1"].state is JobState.QUEUED
+
+    @pytest.mark.parametrize("command", ["squeue", "statuses"])
+    def test_no_note_is_believed_while_the_controller_is_silent(
+        self, tmp_path: Path, slurm: FakeSlurm, unaccounted: SlurmBackend, command: str
+    ) -> None:
+        folder = self.note(tmp_path / "a", "1")
+        slurm.answers[command] = Answer(None, "", "")
+        with pytest.raises(SchedulerDown):
+            unaccounted.accounting({"1": folder})
+
+    def test_finds_a_forgotten_job_by_its_guard(
+        self, tmp_path: Path, slurm: FakeSlurm, unaccounted: SlurmBackend
+    ) -> None:
+        folder = tmp_path / "a"
+        folder.mkdir()
+        now = datetime.now(timezone.utc)
+        assert unaccounted.find(str(folder), now) == []
+        (folder / f"{GUARD_PREFIX}7").write_text("12\nsha-256:0\n")
+        assert [(one.id, one.state) for one in unaccounted.find(str(folder), now)] == [("12", JobState.RUNNING)]
+        assert unaccounted.find(str(folder), now + timedelta(hours=1)) == []
+        slurm.answers["squeue"] = queue_of(("12", "PENDING", str(folder), f"{now:%Y-%m-%dT%H:%M:%S}"))
+        assert [(one.id, one.state) for one in unaccounted.find(str(folder), now)] == [("12", JobState.QUEUED)]
+
+    def test_an_accounting_that_comes_or_goes_is_noticed(
+        self, slurm: FakeSlurm, backend: SlurmBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("aiida_marketplace_hpc.gateway.backends.slurm_config.PAUSE", 0.0)
+        slurm.answers["sacct"] = Answer(1, "Slurm accounting storage is disabled\n", "")
+        slurm.answers["scontrol"] = config_of("accounting_storage/none")
+        slurm.answers["statuses"] = Answer(0, "1 COMPLETED 0 \n", "")
+        slurm.answers["squeue"] = queue_of(("1", "COMPLETED", "/a", "2026-11-22T12:00:00"))
+        with pytest.raises(SchedulerDown):
+            backend.accounting({"1": "/a"})
+        assert backend.accounting({"1": "/a"})["1"].complete
 
 
 class TestRunCommand:

@@ -20,9 +20,11 @@ from aiida_marketplace_hpc.gateway.backends.slurm_commands import (
     parse_scancel,
     parse_sinfo,
     parse_squeue,
+    parse_statuses,
     sacct_arguments,
     sbatch_arguments,
     squeue_arguments,
+    statuses_arguments,
 )
 from aiida_marketplace_hpc.protocol import JobState
 
@@ -78,6 +80,28 @@ ACCOUNTING = recorded(
     "Unknown¦Unknown¦0¦10¦1¦1¦¦16000M¦¦¦00:00:00¦0¦None assigned¦/tmp/fx/rq¦55\n"
     "33¦wrap¦fireuser¦myproject¦debug¦normal¦REQUEUED¦None¦0:0¦0:0¦2026-11-22T13:00:06¦2026-11-22T13:00:06¦"
     "2026-11-22T13:00:49¦2026-11-22T13:00:53¦4¦10¦1¦1¦¦16000M¦¦¦00:00.002¦4¦vm¦/tmp/fx¦33\n"
+)
+
+# Recorded from Slurm 22.05.8 with --duplicates: a job that was requeued, ran again, and was cancelled.
+HISTORY = recorded(
+    "1¦s.sh¦fireuser¦project¦debug¦normal¦REQUEUED¦None¦0:0¦0:0¦2026-11-25T22:13:55¦2026-11-25T22:13:55¦"
+    "2026-11-25T22:13:57¦2026-11-25T22:13:59¦2¦10¦1¦1¦¦16000M¦¦¦00:00.002¦2¦node1¦/work/t¦1\n"
+    "1.batch¦batch¦¦project¦¦¦CANCELLED¦¦0:15¦¦2026-11-25T22:13:57¦2026-11-25T22:13:57¦2026-11-25T22:13:57¦"
+    "2026-11-25T22:13:59¦2¦¦1¦1¦1¦¦1616K¦2920K¦00:00.002¦2¦node1¦¦1.batch\n"
+    "1¦s.sh¦fireuser¦project¦debug¦normal¦CANCELLED by 0¦BeginTime¦0:0¦0:0¦2026-11-25T22:13:59¦2026-11-25T22:14:02¦"
+    "2026-11-25T22:14:03¦2026-11-25T22:14:04¦1¦10¦1¦1¦¦16000M¦¦¦00:00.002¦1¦node1¦/work/t¦1\n"
+    "1.batch¦batch¦¦project¦¦¦CANCELLED¦¦0:15¦¦2026-11-25T22:14:03¦2026-11-25T22:14:03¦2026-11-25T22:14:03¦"
+    "2026-11-25T22:14:04¦1¦¦1¦1¦1¦¦1660K¦2920K¦00:00.002¦1¦node1¦¦1.batch\n"
+)
+# Recorded from Slurm 22.05.8, whose controller was away for two minutes: the record of a job that has run, without its start.
+STARTLESS = recorded(
+    "2¦run.sh¦fireuser¦project¦debug¦normal¦FAILED¦Dependency¦4:0¦0:0¦2026-11-25T22:34:31¦Unknown¦None¦"
+    "2026-11-25T22:37:44¦0¦10¦1¦1¦¦16000M¦¦¦00:00.003¦0¦None assigned¦/work/t¦2\n"
+    "2.batch¦batch¦¦project¦¦¦FAILED¦¦4:0¦¦2026-11-25T22:37:43¦2026-11-25T22:37:43¦2026-11-25T22:37:43¦"
+    "2026-11-25T22:37:44¦1¦¦1¦1¦1¦¦¦¦00:00.003¦1¦node1¦¦2.batch\n"
+)
+REQUEUED, CANCELLED = (
+    "".join(line + "\n" for line in HISTORY.stdout.splitlines()[start : start + 2]) for start in (0, 2)
 )
 
 
@@ -209,6 +233,55 @@ class TestSqueue:
             parse_squeue(answer, SEPARATOR)
 
 
+class TestStatuses:
+    """Exit codes as the controller remembers them."""
+
+    def test_asks_for_nothing_that_users_write(self) -> None:
+        assert statuses_arguments("alice") == [
+            "squeue",
+            "--noheader",
+            "--states=all",
+            "--user=alice",
+            "--Format=JobID:24 ,State:24 ,exit_code:24 ",
+        ]
+
+    # Recorded from Slurm 22.05.8, where the columns are wider.
+    RECORDED = Answer(0, "46      COMPLETED       0       \n43      RUNNING         0       \n2  FAILED  9  \n", "")
+
+    def test_reads_them(self) -> None:
+        assert parse_statuses(self.RECORDED) == {"46": ("COMPLETED", 0), "43": ("RUNNING", 0), "2": ("FAILED", 9)}
+        assert parse_statuses(Answer(0, "", "")) == {}
+
+    def test_what_is_no_status_is_none(self) -> None:
+        assert parse_statuses(Answer(0, "7 CANCELLED 4294967294 \n", "")) == {"7": ("CANCELLED", 0)}
+
+    @pytest.mark.parametrize(
+        "answer",
+        [Answer(1, "", "error"), Answer(None, "1 A 0\n", ""), Answer(0, "1 A\n", ""), Answer(0, "1 A B\n", "")],
+    )
+    def test_what_is_not_a_whole_answer_says_nothing(self, answer: Answer) -> None:
+        with pytest.raises(SchedulerDown):
+            parse_statuses(answer)
+
+    def test_an_array_has_ended_when_all_its_tasks_have(self) -> None:
+        row = (
+            "{0}¦{1}¦None¦debug¦p¦vm¦2026-11-22T13:20:44¦2026-11-22T13:20:45¦2026-11-22T13:20:50¦10:00¦0:05¦/a¦n¦{2}\n"
+        )
+
+        def array(*states: str) -> Answer:
+            tasks = [row.format(f"43_{task}", state, 43 + task) for task, state in enumerate(states)]
+            return recorded("".join(tasks))
+
+        statuses = {"43": ("COMPLETED", 0), "44": ("FAILED", 512)}
+        living = parse_squeue(array("COMPLETED", "RUNNING"), SEPARATOR, statuses)["43"]
+        assert living.state is JobState.RUNNING
+        half = parse_squeue(array("COMPLETED", "TIMEOUT"), SEPARATOR, statuses)["43"]
+        assert not half.complete
+        ended = parse_squeue(array("COMPLETED", "FAILED"), SEPARATOR, statuses)["43"]
+        assert (ended.state, ended.complete, ended.exit_code, ended.elapsed) == (JobState.FAILED, True, 2, 5)
+        assert [(row[0], row[-1]) for row in ended.rows] == [("43_0", "43"), ("43_1", "44")]
+
+
 class TestSacct:
     def test_asks_by_id_or_by_time(self) -> None:
         by_id = sacct_arguments("alice", "|x|", ids=["9", "10"])
@@ -216,6 +289,7 @@ class TestSacct:
         assert by_id[5:] == ["--user=alice", "--jobs=10,9"]
         since = datetime(2026, 11, 22, 13, 30, tzinfo=timezone(timedelta(hours=1)))
         assert sacct_arguments("alice", "|x|", since=since)[5:] == ["--user=alice", "--starttime=2026-11-22T12:30:00"]
+        assert sacct_arguments("alice", "|x|", ids=["9"], duplicates=True)[6:] == ["--jobs=9", "--duplicates"]
 
     def test_reads_recorded_jobs(self) -> None:
         jobs = parse_sacct(ACCOUNTING, SEPARATOR)
@@ -242,6 +316,49 @@ class TestSacct:
         assert jobs["28"].started_at is None
         assert jobs["28"].nodes == ""
         assert jobs["33"].ended_at is None
+
+    @pytest.mark.parametrize("text", [REQUEUED + CANCELLED, CANCELLED + REQUEUED])
+    def test_of_all_records_the_one_submitted_last_counts(self, text: str) -> None:
+        job = parse_sacct(Answer(0, text, ""), SEPARATOR)["1"]
+        assert (job.state, job.elapsed) == (JobState.CANCELLED, 1)
+        assert [(row[0], row[14]) for row in job.rows] == [("1", "1"), ("1.batch", "1")]
+
+    def test_records_of_other_folders_are_left_out_with_their_steps(self) -> None:
+        assert parse_sacct(HISTORY, SEPARATOR, folders={"1": "/work/other"}) == {}
+        assert parse_sacct(HISTORY, SEPARATOR, folders={"5": "/work/t"}) == {}
+        mixed = Answer(0, REQUEUED.replace("/work/t", "/work/other") + CANCELLED, "")
+        assert parse_sacct(mixed, SEPARATOR, folders={"1": "/work/t/"})["1"].state is JobState.CANCELLED
+        job = parse_sacct(mixed, SEPARATOR, folders={"1": "/work/other"})["1"]
+        assert [(row[0], row[14]) for row in job.rows] == [("1", "2"), ("1.batch", "2")]
+
+    def test_a_missing_start_is_that_of_the_script(self) -> None:
+        job = parse_sacct(STARTLESS, SEPARATOR)["2"]
+        assert (job.state, job.exit_code, job.elapsed, job.nodes) == (JobState.FAILED, 4, 1, "node1")
+        assert job.started_at == datetime(2026, 11, 25, 22, 37, 43, tzinfo=timezone.utc)
+        assert job.rows[0][12] == "None"
+        assert len(job.rows) == 2
+
+    def test_the_record_of_a_requeue_is_no_end(self) -> None:
+        assert not parse_sacct(Answer(0, REQUEUED, ""), SEPARATOR)["1"].state.final
+
+    @pytest.mark.parametrize(
+        ("states", "state"),
+        [
+            (("COMPLETED", "RUNNING"), JobState.RUNNING),
+            (("COMPLETED", "PENDING"), JobState.QUEUED),
+            (("FAILED", "COMPLETED"), JobState.FAILED),
+        ],
+    )
+    @pytest.mark.parametrize("form", ["7_{}", "7+{}"])
+    def test_arrays_and_heterogeneous_jobs_live_as_long_as_a_part_of_them(
+        self, states: tuple[str, str], state: JobState, form: str
+    ) -> None:
+        text = "".join(record(JobID=form.format(part), State=one).stdout for part, one in enumerate(states))
+        assert parse_sacct(Answer(0, text, ""), SEPARATOR)["7"].state is state
+
+    def test_the_waiting_tasks_of_an_array_keep_it_alive(self) -> None:
+        text = record(JobID="7_3").stdout + record(JobID="7_[4-9%2]", State="PENDING", End="Unknown").stdout
+        assert parse_sacct(Answer(0, text, ""), SEPARATOR)["7"].state is JobState.QUEUED
 
     def test_the_record_is_what_aiida_reads(self) -> None:
         from aiida.engine import CalcJob

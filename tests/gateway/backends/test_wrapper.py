@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +15,11 @@ import pytest
 
 from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, Submission, Trace
 from aiida_marketplace_hpc.gateway.backends.directives import parse_directives
+from aiida_marketplace_hpc.gateway.backends.guard import Guard, read_guards
 from aiida_marketplace_hpc.gateway.backends.wrapper import (
     EXIT_NO_GUARD,
     EXIT_SECOND_COPY,
+    GUARD_PREFIX,
     check_folder,
     make_wrapper,
     read_trace,
@@ -33,7 +38,7 @@ def submission(folder: Path, text: bytes, name: str = "job.sh") -> Submission:
 
 def run(wrapper: bytes, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["/bin/sh", "/dev/stdin"],
+        [wrapper.split(b"\n", 1)[0].decode().removeprefix("#!").rsplit(" ", 1)[-1], "/dev/stdin"],
         input=wrapper.decode(errors="surrogateescape"),
         cwd=folder,
         env={"PATH": os.defpath, **environment},
@@ -46,6 +51,11 @@ def run(wrapper: bytes, folder: Path, **environment: str) -> subprocess.Complete
 
 def wrap(job: Submission) -> bytes:
     return make_wrapper(job, parse_directives(job.script_text))
+
+
+def wrap_to_stay(job: Submission) -> bytes:
+    """The wrapper for a cluster without accounting."""
+    return make_wrapper(replace(job, guard=f"{GUARD_PREFIX}7"), parse_directives(job.script_text), note_end=True)
 
 
 def test_the_script_runs_with_its_own_exit_code_and_the_guard_names_the_job(tmp_path: Path) -> None:
@@ -203,3 +213,125 @@ def test_a_missing_folder_is_refused_and_an_unreachable_one_is_not(
     monkeypatch.setattr(os, "stat", stale)
     with pytest.raises(Deferred, match="Stale file handle"):
         check_folder(str(tmp_path))
+
+
+class TestAWrapperThatStays:
+    """Where there is no accounting: the same script, guard, output and exit code, and a note of the end."""
+
+    def guard(self, folder: Path) -> Guard:
+        (guard,) = read_guards(str(folder))
+        return guard
+
+    @pytest.mark.parametrize(
+        ("line", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137), ("kill -SEGV $$", 139), ("exit 255", 255)]
+    )
+    def test_notes_how_the_script_ended_and_ends_like_it(self, tmp_path: Path, line: str, code: int) -> None:
+        job = submission(tmp_path, f"#!/bin/sh\necho out; echo err >&2\n{line}\n".encode())
+        done = run(wrap_to_stay(job), tmp_path, SLURM_JOB_ID="12")
+        assert (done.returncode, done.stdout, done.stderr) == (code, "out\n", "err\n")
+        guard = self.guard(tmp_path)
+        assert (guard.holder, guard.ended, guard.runs["12"].status) == ("12", True, code)
+        assert guard.started_at is not None
+        assert guard.runs["12"].ended_at is not None
+        assert guard.runs["12"].ended_at >= guard.started_at
+
+    def test_a_script_that_cannot_be_run_is_said_on_its_own_output(self, tmp_path: Path) -> None:
+        done = run(wrap_to_stay(submission(tmp_path, b"#!/no/such/shell\n")), tmp_path, SLURM_JOB_ID="12")
+        assert done.returncode == 127
+        assert "/no/such/shell" in done.stderr
+        assert self.guard(tmp_path).runs["12"].status == 127
+
+    def test_the_script_finds_what_it_would_find_alone(self, tmp_path: Path) -> None:
+        seen = b"#!/bin/sh\ncat; echo $#; set | grep -c mphpc; grep Sig[IC] /proc/self/status; ls /proc/self/fd\n"
+        job = submission(tmp_path, seen)
+        (tmp_path / "input").write_text("hello\n")
+        outputs = []
+        for number, wrapper in enumerate((wrap(job), wrap_to_stay(job))):
+            program = tmp_path / f"wrapper-{number}"
+            program.write_bytes(wrapper)
+            program.chmod(0o755)
+            with (tmp_path / "input").open() as stdin:
+                done = subprocess.run(
+                    [program],
+                    stdin=stdin,
+                    cwd=tmp_path,
+                    env={"PATH": os.defpath},
+                    capture_output=True,
+                    text=True,
+                    timeout=20,
+                )
+            outputs.append(done.stdout)
+        assert outputs[0].startswith("hello\n0\n0\nSigIgn")
+        assert outputs[0] == outputs[1]
+
+    @contextmanager
+    def running(self, folder: Path, script: bytes) -> Iterator[subprocess.Popen[bytes]]:
+        """A wrapper whose script has said that it is ready."""
+        wrapper = folder / "wrapper"
+        wrapper.write_bytes(wrap_to_stay(submission(folder, script)))
+        wrapper.chmod(0o755)
+        environment = {"PATH": os.defpath, "SLURM_JOB_ID": "12"}
+        with subprocess.Popen(
+            [wrapper], cwd=folder, env=environment, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield process
+            process.kill()
+
+    @pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "TERM", "XCPU"])
+    def test_signals_reach_the_script(self, tmp_path: Path, name: str) -> None:
+        script = (
+            f"#!/bin/sh\ntrap 'echo got {name}; exit 4' {name}\necho ready\nwhile :; do sleep 0.02; done\n".encode()
+        )
+        with self.running(tmp_path, script) as process:
+            process.send_signal(getattr(signal, f"SIG{name}"))
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"got {name}\n".encode()
+            assert process.wait(10) == 4
+        assert self.guard(tmp_path).runs["12"].status == 4
+
+    def test_a_script_goes_on_after_a_signal(self, tmp_path: Path) -> None:
+        script = (
+            b"#!/bin/sh\ntrap 'n=$((n + 1)); echo again' USR1\nn=0\necho ready\n"
+            b"while [ $n -lt 2 ]; do sleep 0.02; done\nexit 6\n"
+        )
+        with self.running(tmp_path, script) as process:
+            assert process.stdout is not None
+            for _ in range(2):
+                process.send_signal(signal.SIGUSR1)
+                assert process.stdout.readline() == b"again\n"
+            assert process.wait(10) == 6
+        assert self.guard(tmp_path).runs["12"].status == 6
+
+    def test_a_wrapper_that_is_killed_notes_no_end(self, tmp_path: Path) -> None:
+        with self.running(tmp_path, b"#!/bin/sh\necho ready\nexec sleep 1\n") as process:
+            process.kill()
+            process.wait(10)
+        guard = self.guard(tmp_path)
+        assert guard.started_at is not None
+        assert not guard.ended
+
+    def test_a_second_copy_notes_nothing(self, tmp_path: Path) -> None:
+        wrapper = wrap_to_stay(submission(tmp_path, COUNTING_SCRIPT))
+        run(wrapper, tmp_path, SLURM_JOB_ID="12")
+        assert run(wrapper, tmp_path, SLURM_JOB_ID="13").returncode == EXIT_SECOND_COPY
+        assert set(self.guard(tmp_path).runs) == {"12"}
+
+    def test_a_requeued_job_has_not_ended_by_its_first_run(self, tmp_path: Path) -> None:
+        wrapper = wrap_to_stay(submission(tmp_path, COUNTING_SCRIPT))
+        run(wrapper, tmp_path, SLURM_JOB_ID="12")
+        begun = (tmp_path / f"{GUARD_PREFIX}7").read_text().replace("ended", "started")
+        assert begun.count("started") == 2
+        (tmp_path / f"{GUARD_PREFIX}7").write_text(begun)
+        assert not self.guard(tmp_path).ended
+        assert run(wrapper, tmp_path, SLURM_JOB_ID="12", SLURM_RESTART_COUNT="1").returncode == 3
+        assert self.guard(tmp_path).ended
+
+    def test_an_array_has_ended_when_all_its_tasks_have(self, tmp_path: Path) -> None:
+        wrapper = wrap_to_stay(submission(tmp_path, COUNTING_SCRIPT))
+        array = {"SLURM_ARRAY_JOB_ID": "43", "SLURM_ARRAY_TASK_COUNT": "3"}
+        for count, task in enumerate(("46", "47", "43"), start=1):
+            assert run(wrapper, tmp_path, SLURM_JOB_ID=task, **array).returncode == 3
+            assert self.guard(tmp_path).ended is (count == 3)
+        assert self.guard(tmp_path).holder == "43"
