@@ -223,7 +223,7 @@ class Jobs:
 
     def _cancel(self, job: Job) -> None:
         try:
-            self._backend.cancel(job.scheduler_id or "")
+            self._backend.cancel(job.scheduler_id or "", job.folder)
             self._ending[job.id] = self._now()
         except SchedulerDown as exc:
             raise Unavailable(

@@ -23,13 +23,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from aiida_marketplace_hpc.errors import FileError
-from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place, Roots
+from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX
+from aiida_marketplace_hpc.gateway.roots import Place, Roots
 
 if TYPE_CHECKING:
     from aiida_marketplace_hpc.gateway.ledger import Job, Ledger
 
-GUARD_PREFIX = f"{PRIVATE}-"
-"""What the name of a guard begins with; the job's id follows."""
 Concerned = tuple[str, "Job"]
 """A protected path, and the live job that it belongs to."""
 

@@ -32,11 +32,10 @@ from aiida_marketplace_hpc.gateway.backends.base import (
     Submission,
     Unknown,
 )
-from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_SECOND_COPY
+from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_SECOND_COPY, GUARD_PREFIX
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, User, owner_of
 from aiida_marketplace_hpc.gateway.metrics import Metrics
-from aiida_marketplace_hpc.gateway.protection import GUARD_PREFIX
 from aiida_marketplace_hpc.gateway.reconcile import Step, next_step, proven_absent
 from aiida_marketplace_hpc.protocol import JobState
 
@@ -186,7 +185,7 @@ class Submissions:
         self._metrics.duplicate()
         self._ledger.note_duplicate(job.id, identifier)
         try:
-            self._backend.cancel(identifier)
+            self._backend.cancel(identifier, job.folder)
         except BackendError as exc:
             logger.warning("job %s: the second copy %s could not be cancelled: %s", job.id, identifier, exc)
 

@@ -19,9 +19,10 @@ from aiida_marketplace_hpc.errors import FileError, Forbidden
 from aiida_marketplace_hpc.gateway import archives
 from aiida_marketplace_hpc.gateway.auth import Identity
 from aiida_marketplace_hpc.gateway.backends.base import Deferred, Submission
+from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX
 from aiida_marketplace_hpc.gateway.files import Files, Read
 from aiida_marketplace_hpc.gateway.ledger import Job, User
-from aiida_marketplace_hpc.gateway.protection import GUARD_PREFIX, LiveJobs
+from aiida_marketplace_hpc.gateway.protection import LiveJobs
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.gateway.submission import guard_of
