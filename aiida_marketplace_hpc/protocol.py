@@ -439,6 +439,7 @@ JOB_FIELDS = (
     "jobid",
     "state",
     "final",
+    "cancel_requested",
     "folder",
     "script",
     "script_digest",

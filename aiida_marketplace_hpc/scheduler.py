@@ -119,7 +119,7 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         """
         connection = self._connection
         try:
-            connection.scheduler_off_loop.run_blocking(connection.gateway.ensure_cancelled, str(jobid))
+            connection.scheduler_off_loop.run_blocking(connection.gateway.cancel_job, str(jobid))
         except GatewayError as exc:
             if exc.retryable or isinstance(exc, Unauthorized):
                 raise

@@ -100,7 +100,7 @@ class Submission:
         if jobid is None:
             fields = {"folder": self._folder, "script": self._script, "client_ref": calculation_uuid(self._folder)}
             jobid = gateway.create_job(fields)
-        gateway.ensure_cancelled(jobid, unlaunched=True)
+        gateway.cancel_job(jobid, unlaunched=True)
         return jobid
 
     def _report(self, cancellation: asyncio.Future[str]) -> None:

@@ -156,7 +156,7 @@ def _gateway(computer: Computer) -> HpcGateway:
 def _cancel(gateway: HpcGateway, job: AbandonedJob) -> str | None:
     """Cancel a job, and say why it could not be done if so."""
     try:
-        gateway.ensure_cancelled(job.jobid)
+        gateway.cancel_job(job.jobid)
     except MarketplaceHpcError as exc:
         return str(exc)
     return None

@@ -171,7 +171,8 @@ def cancel(settings: Settings, jobid: str) -> None:
     """Cancel a job. A job that has ended stays as it is."""
     with connect(settings) as gateway:
         answer = gateway.cancel_job(jobid)
-    emit(settings, answer, f"{jobid} {answer.get('state') or answer.get('message', 'cancelled')}")
+    ends = ", will be cancelled" if answer.get("cancel_requested") and not answer.get("final") else ""
+    emit(settings, answer, f"{jobid} {answer.get('state') or answer.get('message', 'cancelled')}{ends}")
 
 
 def _table(jobs: list[dict[str, Any]]) -> str:

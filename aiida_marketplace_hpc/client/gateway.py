@@ -23,9 +23,7 @@ from aiida_marketplace_hpc.errors import (
     GatewayError,
     InvalidRequest,
     NotSupported,
-    Phase,
     ServerFault,
-    Unavailable,
     from_wire,
 )
 from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATIONS
@@ -195,27 +193,16 @@ class HpcGateway:
     def cancel_job(self, jobid: str, *, unlaunched: bool = False) -> Json:
         """Cancel a job. May be repeated.
 
+        When this returns, the job has ended or will, without anybody asking again: the gateway has it in writing, also if the
+        scheduler does not take it now.
+
         :param unlaunched: end a job that was never launched, too: a launch that arrives later does nothing.
-        :return: ``message``, ``jobid``, ``state``.
+        :return: ``message``, and all fields of a job: ``cancel_requested`` is true.
         :raises Conflict: it was never launched.
         :raises Unavailable: the scheduler does not take it now. If that is the gateway's own word (its ``phase`` is
             ``ANSWERED``), the gateway has written down that the job is to end, and goes on trying.
         """
         return self._call("deleteTransformation", {"jobid": jobid, "unlaunched": unlaunched or None})
-
-    def ensure_cancelled(self, jobid: str, *, unlaunched: bool = False) -> None:
-        """Cancel a job, now or, by the gateway's promise, as soon as the scheduler takes it. May be repeated.
-
-        When this returns, the job has ended or will, without anybody asking again.
-
-        :param unlaunched: as for :meth:`cancel_job`.
-        :raises MarketplaceHpcError: there is no such promise; the request may have arrived all the same.
-        """
-        try:
-            self.cancel_job(jobid, unlaunched=unlaunched)
-        except Unavailable as exc:
-            if exc.phase is not Phase.ANSWERED:
-                raise
 
     # ---- what the gateway is ----------------------------------------------------------------------------------------
 

@@ -19,9 +19,8 @@ from aiida_marketplace_hpc.errors import (
     InvalidRequest,
     NotFound,
     SubmissionRefused,
-    Unavailable,
 )
-from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, SchedulerDown
+from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, User, automatic_key, new_id, utc_now
 from aiida_marketplace_hpc.gateway.metrics import Metrics
@@ -190,9 +189,10 @@ class Jobs:
     def cancel(self, job: Job, *, unlaunched: bool = False) -> Job:
         """Ask for the end of a job; one that has ended stays as it is. May be repeated.
 
+        The wish is durable when this returns, also if the scheduler does not take it now: then it is tried again.
+
         :param unlaunched: end a job that was never launched, too: it cannot be launched any more.
         :raises Conflict: if it was never launched.
-        :raises Unavailable: if the scheduler did not take the request; the wish is recorded and tried again.
         """
         if job.job_state is JobState.CREATED and unlaunched:
             values = {
@@ -206,13 +206,16 @@ class Jobs:
             return job
         if job.job_state is JobState.CREATED:
             raise Conflict(f"Job {job.id} not launched yet.")
-        # Recorded first: a submission still under way is cancelled as soon as its outcome is known.
+        # Recorded first, and from here on it is carried out, whatever happens: the reconciler goes on trying.
         current = self._ledger.change(job, {"cancel_requested": True}) or self._ledger.get(job.id) or job
-        if current.scheduler_id and not current.job_state.final:
-            self._cancel(current)
-            self._watch.refresh()
-        elif current.job_state is JobState.SUBMITTING and next_step(current, self._now()) is Step.CANCEL:
-            self._submissions.give_up(current)
+        try:
+            if current.scheduler_id and not current.job_state.final:
+                self._cancel(current)
+                self._watch.refresh()
+            elif current.job_state is JobState.SUBMITTING and next_step(current, self._now()) is Step.CANCEL:
+                self._submissions.give_up(current)
+        except (BackendError, GatewayError) as exc:
+            logger.warning("job %s is not cancelled yet, it will be tried again: %s", job.id, exc)
         return self._ledger.get(job.id) or current
 
     def _end_again(self, job: Job) -> None:
@@ -222,13 +225,8 @@ class Jobs:
             self._cancel(job)
 
     def _cancel(self, job: Job) -> None:
-        try:
-            self._backend.cancel(job.scheduler_id or "", job.folder)
-            self._ending[job.id] = self._now()
-        except SchedulerDown as exc:
-            raise Unavailable(
-                f"the scheduler does not take the cancellation now, it will be tried again: {exc}"
-            ) from exc
+        self._backend.cancel(job.scheduler_id or "", job.folder)
+        self._ending[job.id] = self._now()
 
     # Asking
 
@@ -270,6 +268,7 @@ class Jobs:
             "jobid": job.id,
             "state": job.state,
             "final": job.job_state.final,
+            "cancel_requested": job.cancel_requested,
             "folder": job.folder,
             "script": job.script,
             "script_digest": job.script_digest,
