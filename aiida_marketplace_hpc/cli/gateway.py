@@ -7,12 +7,16 @@ from typing import Any
 
 import click
 
+from aiida_marketplace_hpc.cli.admin import admin
 from aiida_marketplace_hpc.errors import ConfigurationError
 
 
 @click.group()
 def gateway() -> None:
     """Publish a cluster: serve the gateway."""
+
+
+gateway.add_command(admin)
 
 
 def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:

@@ -414,6 +414,18 @@ class Ledger:
         values = {**values, "fence": job.fence + 1} if take_over else values
         return self.get(job.id) if self.change_all([(job, values)]) else None
 
+    def end(self, job: Job, state: JobState, reason: str) -> Job | None:
+        """Record an end that only a person knows of, as :meth:`change` does."""
+        values = {
+            "state": state,
+            "scheduler_state": state.value,
+            "message": reason,
+            "ended_at": utc_now(),
+            "search_first": False,
+            "lease_until": None,
+        }
+        return self.change(job, values, take_over=True)
+
     def change_all(self, changes: Sequence[tuple[Job, Mapping[str, Any]]]) -> list[str]:
         """Change many jobs in one transaction, each as :meth:`change` does.
 
