@@ -240,9 +240,9 @@ class Ledger:
                     session.add(user)
                 return user
             except IntegrityError:
-                # Either somebody registered the same identity meanwhile, or another person has this folder name.
-                with self.reading() as session:
-                    existing: User | None = session.scalar(_by_identity(identity))
+                # Somebody registered the same identity meanwhile, or their row was made again because a job of theirs lives;
+                # or another person has this folder name.
+                existing = self._claim(identity)
                 if existing is not None:
                     return existing
         raise RuntimeError(f"no free folder name for {identity.email}")
@@ -254,10 +254,10 @@ class Ledger:
 
         :param username: their folder name.
         """
-        for user in self.users():
-            if owner_of(user) == owner:
-                return user
         for name in (username or f"lost-{secrets.token_hex(3)}", f"{username or 'lost'}-{secrets.token_hex(3)}"):
+            known = next((user for user in self.users() if owner_of(user) == owner), None)
+            if known is not None:
+                return known
             user = User(
                 id=new_id(), issuer=_LOST, subject=owner, email="", name="", username=name, created_at=utc_now()
             )
@@ -265,7 +265,7 @@ class Ledger:
                 with self.writing() as session:
                     session.add(user)
                 return user
-            except IntegrityError:  # Somebody else has that folder name by now.
+            except IntegrityError:  # They have come meanwhile, or somebody else has that folder name by now.
                 continue
         raise RuntimeError(f"no free folder name for {username}")
 

@@ -83,6 +83,21 @@ def test_an_adopted_job_is_its_owners_alone(
     assert [one["jobid"] for one in anew.jobs.active(anew.ledger.user_of(ALICE))] == [job.id]
 
 
+def test_an_owner_who_comes_in_the_moment_in_which_a_job_of_theirs_is_adopted_is_one_user(
+    without_ledger: Callable[[], Gateway],
+) -> None:
+    ledger = without_ledger().ledger
+
+    def names(base: str, owner: str) -> list[str]:
+        adopted.append(ledger.user_by_owner(owner, "alice"))
+        return [base]
+
+    adopted: list[User] = []
+    user = ledger.user_of(ALICE, names)
+    assert [user.id] == [one.id for one in adopted] == [one.id for one in ledger.users()]
+    assert (user.username, user.email) == ("alice", ALICE.email)
+
+
 def test_a_forged_trace_gives_nobody_somebody_elses_folder_name(
     gateway: Gateway, backend: FakeBackend, alice: User, folder: str, without_ledger: Callable[[], Gateway]
 ) -> None:

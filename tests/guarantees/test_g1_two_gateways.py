@@ -76,7 +76,7 @@ def pair_on(gateway_factory: Callable[..., GatewayProcess], tmp_path: Path) -> I
 @pytest.mark.parametrize("backend", ["local", pytest.param("slurm", marks=pytest.mark.services)])
 def test_whoever_is_asked_and_frozen_a_job_runs_once(pair_on: Callable[..., Pair], backend: str) -> None:
     pair = pair_on(backend=backend)
-    folders = [pair.prepare(f"{backend}-{number}", number) for number in range(JOBS)]
+    folders = [pair.prepare(f"two-gateways-{backend}-{number}", number) for number in range(JOBS)]
     answers: list[list[str]] = [[] for _ in folders]
     problems: list[Exception] = []
     start = threading.Barrier(4)
