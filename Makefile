@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-services check format bench docs clean
+.PHONY: help demo test test-services soak check format bench docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo           see the whole chain work: gateway, AiiDA, a small study (2 minutes)"
 	@echo "make test           the tests (10 minutes at most)"
 	@echo "make test-services  the tests that need further installed services"
+	@echo "make soak           200 calculations on a real Slurm while gateway and daemon workers are killed (6 minutes)"
 	@echo "make check          format, lint, types"
 	@echo "make bench          how fast it is beside curl and AiiDA's SSH transport, in docs/benchmarks.md (an hour)"
 	@echo "make docs           the documentation, in docs/_build/html"
@@ -38,6 +39,9 @@ test: $(VENV)/.dev
 
 test-services: $(VENV)/.dev
 	$(BIN)/python -m pytest -m services --durations=0
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.soak $(SOAK)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

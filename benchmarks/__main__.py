@@ -6,17 +6,22 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from aiida_marketplace_hpc.testing.machine import RigError
+from aiida_marketplace_hpc.testing.machine import NotPossibleHere, RigError
+from benchmarks import job_stage
 from benchmarks.calculations import Load, measure_calculations
-from benchmarks.files import MIB, measure_large, measure_small
+from benchmarks.files import MIB, Say, measure_large, measure_small
+from benchmarks.jobs import measure_jobs
 from benchmarks.measure import Pace, Results
+from benchmarks.polls import Crowd, measure_polls
 from benchmarks.report import page, text
 from benchmarks.stage import set_up
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-_WORK = ("large", "small", "calculations")
+_FILES = ("large", "small", "calculations")
+_WORK = (*_FILES, "jobs", "polls")
 
 
 def main() -> int:
@@ -47,15 +52,18 @@ def main() -> int:
         print(line, file=sys.stderr, flush=True)
 
     try:
-        with set_up(round_trips) as stage:
-            if "large" in work:
-                measure_large(stage, size, pace, results, say)
-            if "small" in work:
-                measure_small(stage, count, pace, results, say)
-            if "calculations" in work:
-                # The other ways cost a quick run a minute, and go through the same code.
-                ways = stage.ways[-1:] if given.quick else stage.ways
-                measure_calculations(stage, ways, load, pace, results, say)
+        if set(work) & set(_FILES):
+            with set_up(round_trips) as stage:
+                if "large" in work:
+                    measure_large(stage, size, pace, results, say)
+                if "small" in work:
+                    measure_small(stage, count, pace, results, say)
+                if "calculations" in work:
+                    # The other ways cost a quick run a minute, and go through the same code.
+                    ways = stage.ways[-1:] if given.quick else stage.ways
+                    measure_calculations(stage, ways, load, pace, results, say)
+        if {"jobs", "polls"} & set(work):
+            _on_slurm(work, given.quick, pace, results, say)
     except KeyboardInterrupt:
         whole = False
         say("ended before its end")
@@ -66,6 +74,18 @@ def main() -> int:
     given.output.write_text(page(results, _command(given), before, whole=whole))
     say(f"written: {given.output}")
     return 0
+
+
+def _on_slurm(work: Sequence[str], quick: bool, pace: Pace, results: Results, say: Say) -> None:
+    """What needs a real Slurm; where there can be none it is left out, and the page says so by not having it."""
+    try:
+        with job_stage.set_up() as stage:
+            if "polls" in work:
+                measure_polls(stage, Crowd(20, 100, (1, 20), 3) if quick else Crowd(), results, say)
+            if "jobs" in work:
+                measure_jobs(stage, (2,) if quick else (20, 100), pace, results, say)
+    except NotPossibleHere as exc:
+        say(f"left out, for want of a Slurm: {exc}")
 
 
 def _command(given: argparse.Namespace) -> str:

@@ -39,7 +39,7 @@ def measure_calculations(
     root = Path(__file__).parents[1]
     with AiidaProfile(stage.home, options=FAST, import_path=[root], env=stage.token) as profile:
         computers = [_computer(stage, way, name) for way in ways for name in (OURS, THEIRS)]
-        profile.python(_SET_UP, json.dumps(computers))
+        profile.python(SET_UP, json.dumps(computers))
         profile.start_daemon()
         for way in ways:
             for work, script, number in (
@@ -106,7 +106,7 @@ def _repeated_polls(served: Sequence[ServedRequest]) -> int:
     return max(0, capabilities[capabilities.index("newTransformation") :].count("query") - 2)
 
 
-_SET_UP = """\
+SET_UP = """\
 import json, sys
 from aiida import orm
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -68,11 +69,37 @@ class Count:
 
 
 @dataclass
+class Poll:
+    """What it costs to ask for the states of jobs.
+
+    :param way: who asks whom.
+    :param jobs: how many jobs are asked for at once.
+    :param seconds: of each question; all of them are here.
+    :param requests: requests to the gateway per question, ``None`` where that is not counted, as is ``commands``, of Slurm.
+    :param aim: seconds within which 95 of 100 questions should be answered.
+    """
+
+    way: str
+    jobs: int
+    seconds: list[float]
+    requests: float | None = None
+    commands: float | None = None
+    aim: float | None = None
+
+    @property
+    def p95(self) -> float:
+        """The seconds within which 95 of 100 are answered."""
+        ordered = sorted(self.seconds)
+        return ordered[math.ceil(0.95 * len(ordered)) - 1]
+
+
+@dataclass
 class Results:
     """All that was measured."""
 
     rows: list[Row] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
+    polls: list[Poll] = field(default_factory=list)
 
 
 def in_turns(contestants: Mapping[str, Contestant], pace: Pace, say: Callable[[str], None]) -> dict[str, list[float]]:

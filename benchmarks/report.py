@@ -14,9 +14,11 @@ from pathlib import Path
 from tabulate import tabulate
 
 from benchmarks.measure import Results
+from benchmarks.polls import FRESH
 from benchmarks.servers import program
 
 _TIMES = ("work", "added round trip, ms", "ours, s", "against", "theirs, s", "ratio", "aim", "rounds")
+_POLLS = ("question", "jobs", "median, ms", "95 % within, ms", "aim", "requests", "Slurm commands", "samples")
 _COUNTS = ("work", "added round trip, ms", "requests", "aim: at most", "repeated polls", "rounds")
 
 
@@ -35,7 +37,7 @@ def page(results: Results, command: str, load: Sequence[float], *, whole: bool =
     :param load: the machine's load averages before it.
     :param whole: whether it came to its end.
     """
-    times, counts = _tables(results, "github")
+    times, counts, polls = _tables(results, "github")
     versions = "\n".join(f"| {name} | {found} |" for name, found in _versions())
     today = datetime.now(timezone.utc).date().isoformat()
     return f"""\
@@ -62,6 +64,12 @@ for each file and ten more, AiiDA's own files included: the script, the folder `
 
 {counts}
 
+## Polls
+
+The states of so many jobs at once, while 1,000 jobs wait on a real Slurm and the ledger has 10,000 rows. {_growth(results)}
+
+{polls}
+
 ## How it is measured
 
 - *Ours* is the transport `marketplace_hpc` in a process of its own, with a gateway in another one (backend `local`). It
@@ -74,6 +82,12 @@ for each file and ten more, AiiDA's own files included: the script, the folder `
   OpenSSH's sshd. Both transports are open before the clock starts; both use their own `max_io_allowed`, which is 8.
 - *Calculations*: one AiiDA profile (SQLite, ZeroMQ broker), both computers with the same settings: a poll each second, no
   pause between connections, no login shell. `engine.run` includes the making of connections.
+- *Jobs* run on one real Slurm (Debian's, with accounting), whose login node has both, gateway and sshd; one AiiDA profile, one
+  daemon worker, and equal intervals between polls. The engine's floor is the same number of the same calculations with
+  `core.local` and `core.direct`, which have neither network nor scheduler.
+- *Polls* are asked one after the other over an open connection. Those that Slurm is asked for have to wait for it; the others
+  find what the gateway was told less than two seconds ago. Requests and commands are counted apart from what is timed; what
+  the gateway asks by itself every two seconds is among the commands.
 - *Round trips* are added by a forwarding process in front of each server, the same for all. It delays bytes without
   limiting what is under way; connections cost a round trip, too. The windows of TCP, which limit single connections on
   long lines, do not show.
@@ -88,7 +102,15 @@ for each file and ten more, AiiDA's own files included: the script, the folder `
 """
 
 
-def _tables(results: Results, style: str) -> tuple[str, str]:
+def _growth(results: Results) -> str:
+    """Whether ten times the jobs cost ten times the time."""
+    found = {poll.jobs: statistics.median(poll.seconds) for poll in results.polls if poll.way == FRESH}
+    if not {100, 1000} <= found.keys():
+        return ""
+    return f"With a round to Slurm, 1,000 jobs cost {found[1000] / found[100]:.1f} times what 100 do."
+
+
+def _tables(results: Results, style: str) -> tuple[str, str, str]:
     times = [
         (
             row.work,
@@ -113,9 +135,23 @@ def _tables(results: Results, style: str) -> tuple[str, str]:
         )
         for count in results.counts
     ]
+    polls = [
+        (
+            poll.way,
+            poll.jobs,
+            f"{statistics.median(poll.seconds) * 1000:.1f}",
+            f"{poll.p95 * 1000:.1f}",
+            "" if poll.aim is None else f"{poll.aim * 1000:g}",
+            "" if poll.requests is None else f"{poll.requests:g}",
+            "" if poll.commands is None else f"{poll.commands:g}",
+            len(poll.seconds),
+        )
+        for poll in results.polls
+    ]
     return (
         tabulate(times, _TIMES, tablefmt=style, disable_numparse=True),
         tabulate(counts, _COUNTS, tablefmt=style, disable_numparse=True),
+        tabulate(polls, _POLLS, tablefmt=style, disable_numparse=True),
     )
 
 

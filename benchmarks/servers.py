@@ -1,19 +1,18 @@
 """The servers that the gateway is compared with, and the way to each: nginx, sshd, and lines that are longer than they look.
 
-Every server runs under the account that runs the benchmarks, on a free port of 127.0.0.1, with its configuration in a
+Every server is started by the account that runs the benchmarks, on a free port of 127.0.0.1, with its configuration in a
 temporary folder, on the same disk as the gateway's files.
 """
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from aiida_marketplace_hpc.testing.install import install
@@ -81,21 +80,22 @@ http {{
 
 
 @contextlib.contextmanager
-def sshd(machine: Machine, home: Path) -> Iterator[int]:
-    """Serve SSH and SFTP for this account; the value is the port.
+def sshd(machine: Machine, home: Path, environment: Mapping[str, str] | None = None) -> Iterator[int]:
+    """Serve SSH and SFTP for the machine's account; the value is the port.
 
     :param home: the client's home, which gets a key; see :func:`ssh_host`.
+    :param environment: set in every session.
     """
-    state = Path(machine.make_directory("sshd", mode=0o700))
+    state = machine.make_directory("sshd")
     port = free_ports(1)[0]
     binary = program("sshd", "openssh-server")
-    for key in (state / "host_key", home / ".ssh" / "id_ed25519"):
-        key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        command = [program("ssh-keygen", "openssh-client"), "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
-        subprocess.run(command, check=True)
-    shutil.copy(home / ".ssh" / "id_ed25519.pub", state / "authorized_keys")
-    configuration = state / "sshd_config"
-    configuration.write_text(f"""\
+    keygen = [program("ssh-keygen", "openssh-client"), "-q", "-t", "ed25519", "-N", "", "-f"]
+    (home / ".ssh").mkdir(mode=0o700, parents=True, exist_ok=True)
+    subprocess.run([*keygen, str(home / ".ssh" / "id_ed25519")], check=True)
+    machine.run([*keygen, f"{state}/host_key"], check=True)
+    machine.write(f"{state}/authorized_keys", (home / ".ssh" / "id_ed25519.pub").read_text())
+    variables = "".join(f"SetEnv {name}={value}\n" for name, value in (environment or {}).items())
+    settings = f"""\
 ListenAddress 127.0.0.1
 Port {port}
 HostKey {state}/host_key
@@ -108,19 +108,22 @@ PermitRootLogin prohibit-password
 MaxSessions 100
 MaxStartups 100
 Subsystem sftp internal-sftp
-""")
+{variables}"""
+    machine.write(f"{state}/sshd_config", settings)
     if os.geteuid() == 0:
         # What sshd wants where it runs as root; Debian makes it when the service starts. It stays: another sshd may use it.
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    with _running(machine, [binary, "-D", "-f", str(configuration), "-E", f"{state}/log"], port, state / "log"):
+    log = machine.outside(f"{state}/log")
+    with _running(machine, [binary, "-D", "-f", f"{state}/sshd_config", "-E", f"{state}/log"], port, log):
         yield port
 
 
-def ssh_host(home: Path, server: int, name: str, port: int) -> None:
+def ssh_host(home: Path, server: int, name: str, port: int, user: str) -> None:
     """Make a server known under a name to SSH clients with that home.
 
     :param server: the port of the sshd, under which its key is known whatever the line to it.
     :param port: where the line begins.
+    :param user: whom it logs in.
     """
     ssh = home / ".ssh"
     known = ssh / "known_hosts"
@@ -133,7 +136,7 @@ def ssh_host(home: Path, server: int, name: str, port: int) -> None:
 Host {name}
   HostName 127.0.0.1
   Port {port}
-  User {getpass.getuser()}
+  User {user}
   HostKeyAlias {SSH_HOST}
   IdentityFile {ssh}/id_ed25519
   UserKnownHostsFile {known}

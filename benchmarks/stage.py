@@ -102,6 +102,6 @@ def set_up(round_trips: Sequence[float]) -> Iterator[Stage]:
             ports = [int(gateway.url.rpartition(":")[2]), web, ssh]
             begins = [stack.enter_context(servers.line(machine, port, round_trip)) for port in ports]
             name = f"{servers.SSH_HOST}-{round_trip * 1000:g}"
-            servers.ssh_host(home, ssh, name, begins[2])
+            servers.ssh_host(home, ssh, name, begins[2], user)
             stage.ways.append(Way(round_trip, f"http://127.0.0.1:{begins[0]}", f"http://127.0.0.1:{begins[1]}", name))
         yield stage

@@ -10,7 +10,8 @@ import pytest
 
 from aiida_marketplace_hpc.testing.fixtures import give_up
 from aiida_marketplace_hpc.testing.machine import RigError
-from benchmarks.measure import OURS, Count, Pace, Results, Row, in_turns
+from benchmarks.measure import OURS, Count, Pace, Poll, Results, Row, in_turns
+from benchmarks.polls import CACHED, FRESH, OUR_PLUGIN, THEIR_PLUGIN
 from benchmarks.report import page, text
 from benchmarks.servers import program
 
@@ -40,6 +41,12 @@ def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
         ("20 files of 1 KiB one by one down", 2),
         ("calculation with 3 inputs and 2 retrieved files, once, engine.run", 2),
         ("calculation with 3 inputs and 2 retrieved files, 2 at once, daemon, 1 worker", 2),
+        ("2 core.arithmetic.add at once, daemon, 1 worker, Slurm", 2),
+        ("2 core.arithmetic.add at once, daemon, 1 worker, Slurm: processor time of the worker", 2),
+        (CACHED, 2),
+        (FRESH, 2),
+        (OUR_PLUGIN, 2),
+        (THEIR_PLUGIN, 2),
     ):
         assert sum(f" {work} " in line for line in lines) == rows, work
 
@@ -59,6 +66,15 @@ def test_everybody_works_in_turns_until_the_patience_is_over() -> None:
     assert done == ["ours0", "theirs0", "ours1", "theirs1", "ours2", "theirs2"]
     assert found == {OURS: [1, 2, 3], "theirs": [2, 3, 4]}
     assert in_turns(contestants, Pace(3, -1), print) == {OURS: [1], "theirs": [2]}  # type: ignore[arg-type]
+
+
+def test_of_a_hundred_polls_the_fifth_slowest_tells_the_95_percent() -> None:
+    poll = Poll(FRESH, 1000, [float(number) for number in range(100, 0, -1)], requests=1, commands=1.1, aim=0.3)
+    assert poll.p95 == 95
+    assert Poll(FRESH, 1, [2.0]).p95 == 2
+    written = page(Results(polls=[poll, Poll(FRESH, 100, [5.05])]), "make bench", (0.0, 0.0, 0.0))
+    assert "| 1000 | 50500.0 | 95000.0 | 300 | 1 | 1.1 | 100 |" in " ".join(written.split())
+    assert "1,000 jobs cost 10.0 times what 100 do" in written
 
 
 def test_a_page_has_ratios_beside_the_figures_and_no_place_of_this_machine() -> None:
