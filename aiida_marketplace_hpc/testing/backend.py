@@ -156,7 +156,10 @@ class FakeBackend(Backend):
     def cancel(self, id: str, folder: str | None = None) -> None:
         self._asked("cancel")
         self.cancelled.append(id)
-        if id in self.jobs and not self.jobs[id].state.final and not self.stubborn:
+        job = self.jobs.get(id)
+        if job is None or job.state.final or (folder is not None and not is_in(job, folder)):
+            return
+        if not self.stubborn:
             self.end(id, JobState.CANCELLED)
 
     def queue(self) -> Mapping[str, Observation]:

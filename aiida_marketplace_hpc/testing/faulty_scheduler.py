@@ -137,8 +137,8 @@ class FaultyScheduler(Backend):
         self._submissions: list[SubmissionFault] = []
         self._questions: dict[Question, QuestionFault] = {}
         self._hanging: dict[threading.Thread, Hang] = {}
-        self.happened: list[tuple[str, SubmissionFault]] = []
-        """What has happened to submissions so far, by the gateway's id of the job."""
+        self.happened: list[tuple[str, SubmissionFault, datetime]] = []
+        """What has happened to submissions so far: the gateway's id of the job, the fault, and when."""
 
     def hangs(self, thread: threading.Thread) -> bool:
         """Whether this thread's submission hangs now."""
@@ -166,11 +166,16 @@ class FaultyScheduler(Backend):
             self._submissions.clear()
             self._questions.clear()
 
+    def release(self) -> None:
+        """Let everything go on that hangs."""
+        for hang in list(self._hanging.values()):
+            hang.release()
+
     def submit(self, submission: Submission) -> str:
         with self._lock:
             fault = self._submissions.pop(0) if self._submissions else None
             if fault is not None:
-                self.happened.append((submission.jobid, fault))
+                self.happened.append((submission.jobid, fault, self._clock.now()))
         match fault:
             case LoseSubmission():
                 raise Unknown("the scheduler did not answer the submission")

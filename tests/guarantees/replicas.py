@@ -43,6 +43,9 @@ class Site:
 
     def close(self) -> None:
         for replica in self.replicas:
+            replica.moments.kill()
+        self.scheduler.release()
+        for replica in self.replicas:
             replica.close()
 
     def replica(self) -> Replica:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from aiida_marketplace_hpc.errors import MarketplaceHpcError
+from aiida_marketplace_hpc.gateway.backends.base import Refused, Submission
 from aiida_marketplace_hpc.gateway.ledger import Job
 from aiida_marketplace_hpc.protocol import JobState
 from aiida_marketplace_hpc.testing.faulty_scheduler import EmptyAnswer, Hang, Late, LoseConfirmation, RefuseSubmission
 from aiida_marketplace_hpc.testing.replica import Replica
-from tests.guarantees.replicas import SCRIPT, Site, Sites
+from tests.guarantees.replicas import SCRIPT, SETTLING_TIME, Site, Sites
 
 LONG = 120.0
 """Seconds: more than a lease and the settling time."""
@@ -58,14 +59,67 @@ def test_a_second_copy_that_arrives_late_ends_before_user_code(site: Site, repli
     assert site.batch.executed == [first]
 
 
-def frozen_while_another_takes_over(site: Site, first: Replica) -> tuple[Job, Replica, str, str]:
-    """A gateway that hangs in its submission until another one has submitted the same, then delivers it, and is killed."""
+def taken_over(site: Site, first: Replica) -> tuple[Job, Replica, Hang]:
+    """A gateway hangs in its submission until another one has submitted the same."""
     hang = Hang("before")
     site.scheduler.inject(hang)
     job = site.launch(first, site.write("work"))
     second = site.replica()
     later(site, second)
-    later(site, second)
+    return job, second, hang
+
+
+def test_a_gateway_that_is_slow_within_its_lease_is_left_alone(site: Site, replica: Replica) -> None:
+    hang = Hang("before")
+    site.scheduler.inject(hang)
+    job = site.launch(replica, site.write("work"))
+    later(site, site.replica(), site.scheduler.submission_limit + SETTLING_TIME)
+    assert site.batch.ids == []
+    hang.release()
+    site.wait_for_threads()
+    assert [now(site, job).scheduler_id] == site.batch.ids
+
+
+def test_a_gateway_that_was_frozen_across_its_lease_changes_nothing_and_ends_its_copy(
+    site: Site, replica: Replica
+) -> None:
+    job, second, hang = taken_over(site, replica)
+    [ours] = site.batch.ids
+    site.batch.run(ours)
+    site.batch.end(ours, JobState.FAILED, 3)
+    second.gateway.jobs.reconcile()
+    hang.release()
+    site.wait_for_threads()
+    [_, late] = site.batch.ids
+    assert site.batch.cancelled == [late]
+    ended = now(site, job)
+    assert (ended.job_state, ended.exit_code, ended.scheduler_id) == (JobState.FAILED, 3, ours)
+    assert ended.duplicates == [late]
+
+
+def test_what_a_gateway_learns_after_it_lost_its_lease_counts_no_more(site: Site, replica: Replica) -> None:
+    hangs = [Hang("before"), Hang("before")]
+    for hang in hangs:
+        site.scheduler.inject(hang)
+    job = site.launch(replica, site.write("work"))
+    later(site, site.replica())  # It submits, too, and hangs.
+
+    def refuse(_: Submission) -> str:
+        raise Refused("the scheduler does not take such jobs")
+
+    site.batch.on_submit = refuse
+    hangs[0].release()
+    site.wait_for_threads()
+    assert now(site, job).job_state is JobState.SUBMITTING
+    site.batch.on_submit = None
+    hangs[1].release()
+    site.wait_for_threads()
+    assert now(site, job).job_state is JobState.QUEUED
+
+
+def frozen_while_another_takes_over(site: Site, first: Replica) -> tuple[Job, Replica, str, str]:
+    """A gateway that hangs in its submission until another one has submitted the same, then delivers it, and is killed."""
+    job, second, hang = taken_over(site, first)
     first.moments.kill()
     hang.release()
     site.wait_for_threads()
@@ -175,3 +229,27 @@ def test_where_the_scheduler_denies_a_job_that_it_has_the_guard_lets_one_run(
     for id in site.batch.ids:
         site.batch.run(id)
     assert len(site.batch.executed) == 1
+
+
+def whose_id_was_given_away(site: Site, replica: Replica) -> tuple[Job, str]:
+    """A job whose id another job has got before the gateway had seen its end."""
+    job = site.launch(replica, site.write("work"))
+    [id] = site.batch.ids
+    site.batch.run(id)
+    site.batch.end(id)
+    site.batch.give_away(id, "/elsewhere")
+    return job, id
+
+
+def test_the_job_that_has_its_id_now_says_nothing_about_a_job(site: Site, replica: Replica) -> None:
+    job, id = whose_id_was_given_away(site, replica)
+    for end in (lambda: None, lambda: site.batch.end(id)):
+        end()
+        later(site, replica)
+        assert now(site, job).job_state is JobState.QUEUED
+
+
+def test_the_job_that_has_its_id_now_is_not_cancelled_with_it(site: Site, replica: Replica) -> None:
+    job, id = whose_id_was_given_away(site, replica)
+    replica.gateway.jobs.cancel(job)
+    assert not site.batch.jobs[id].state.final

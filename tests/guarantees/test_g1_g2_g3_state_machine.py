@@ -11,6 +11,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,10 +97,14 @@ class JobsUnderFaults(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self._ledger: list[Job] | None = None
         self._stack = ExitStack()
         self.site: Site = self._stack.enter_context(self.sites.new())
         self.replicas: list[Replica | None] = [self._started() for _ in range(REPLICAS)]
         self.hangs: list[Hang] = []
+        self.released: dict[int, datetime] = {}
+        self.unwanted: set[tuple[str, int]] = set()
+        """Jobs, and which attempt, that were cancelled."""
         self.forgotten: list[Observation] = []
         self.truth: dict[str, tuple[JobState, int | None]] = {}
         self.ends: dict[str, tuple[str, int | None]] = {}
@@ -132,6 +137,9 @@ class JobsUnderFaults(RuleBasedStateMachine):
     def cancel(self, replica: int, which: int, unlaunched: bool) -> None:
         if job := _pick(self._jobs(), which):
             self._ask(replica, lambda jobs: jobs.cancel(job, unlaunched=unlaunched))
+            if self.replicas[replica] is not None:
+                # Done, or refused for now: then the wish is recorded.
+                self.unwanted |= {(one.id, one.attempt) for one in self._jobs() if one.id == job.id}
 
     @rule(replica=REPLICA)
     def poll(self, replica: int) -> None:
@@ -157,6 +165,10 @@ class JobsUnderFaults(RuleBasedStateMachine):
     @rule(data=st.data(), question=st.sampled_from(sorted(BREAKING)))
     def break_questions(self, data: st.DataObject, question: Question) -> None:
         self.site.scheduler.disturb(data.draw(st.sampled_from(BREAKING[question])), question)
+
+    @rule(fault=st.sampled_from([NoAnswer(), EmptyAnswer(), PartOfAnswer(), HalfRecords()]))
+    def break_all_that_is_said_about_states(self, fault: QuestionFault) -> None:
+        self.site.scheduler.disturb(fault, "queue", "accounting")
 
     @rule()
     def heal(self) -> None:
@@ -228,13 +240,17 @@ class JobsUnderFaults(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
+            to_be_cancelled = {
+                job.id
+                for job in self._jobs()
+                if (job.id, job.attempt) in self.unwanted and job.job_state.active and not self._has_ended(job)
+            }
             self._mend()
             self._let_everything_end()
             for job in self._jobs():
                 self._check_end(job)
+                assert job.id not in to_be_cancelled or job.job_state in (JobState.CANCELLED, JobState.REFUSED)
         finally:
-            for hang in self.hangs:
-                hang.release()
             self._stack.close()
 
     def _mend(self) -> None:
@@ -274,7 +290,7 @@ class JobsUnderFaults(RuleBasedStateMachine):
         if job.job_state is JobState.CREATED:
             assert not executed
         elif job.job_state is JobState.REFUSED:
-            refused = any(jobid == job.id and isinstance(fault, RefuseSubmission) for jobid, fault in self._happened)
+            refused = any(id == job.id and isinstance(fault, RefuseSubmission) for id, fault, _ in self._happened)
             assert refused or "was changed" in (job.message or ""), job.message
             assert not executed
         elif executed and not self._was_given_up_in_a_race(job):
@@ -288,6 +304,7 @@ class JobsUnderFaults(RuleBasedStateMachine):
         replica = self.site.replica()
         with suppress(MarketplaceHpcError):
             replica.gateway.jobs.reconcile()
+        self._ledger = None
         return replica
 
     def _ask(self, number: int, what: Callable[[Jobs], object]) -> None:
@@ -307,13 +324,15 @@ class JobsUnderFaults(RuleBasedStateMachine):
         self.replicas = [None if one is not None and one.moments.killed else one for one in self.replicas]
 
     def _release(self, hang: Hang) -> None:
+        self.released[id(hang)] = self.site.clock.now()
         hang.release()
         self.site.wait_for_threads()
         self._bury()
         self._learn()
 
     def _learn(self) -> None:
-        """Take down how jobs have ended that were cancelled."""
+        """Take down how jobs have ended, and that the ledger may have changed."""
+        self._ledger = None
         for id, job in self.site.batch.jobs.items():
             if job.state.final:
                 self.truth.setdefault(id, (job.state, job.exit_code))
@@ -353,8 +372,12 @@ class JobsUnderFaults(RuleBasedStateMachine):
         return str(self.site.home / folder)
 
     def _jobs(self) -> list[Job]:
-        # Ids are random, and a run has to be the same when it is repeated.
-        return sorted(self.site.ledger.of_user(self.site.alice.id), key=lambda job: (job.created_at, job.key))
+        """As they are in the ledger, which only gateways change."""
+        if self._ledger is None:
+            jobs = self.site.ledger.of_user(self.site.alice.id)
+            # Ids are random, and a run has to be the same when it is repeated.
+            self._ledger = sorted(jobs, key=lambda job: (job.created_at, job.key))
+        return self._ledger
 
     def _held(self, state: JobState) -> list[Observation]:
         return [job for job in list(self.site.batch.jobs.values()) if job.state is state and job.folder != ELSEWHERE]
@@ -367,14 +390,24 @@ class JobsUnderFaults(RuleBasedStateMachine):
         job = self.site.batch.jobs.get(id)
         return job is not None and not job.state.final and job.folder != ELSEWHERE
 
+    def _has_ended(self, job: Job) -> bool:
+        return any(id in self.truth for id in self._copies(job))
+
     @property
-    def _happened(self) -> list[tuple[str, SubmissionFault]]:
+    def _happened(self) -> list[tuple[str, SubmissionFault, datetime]]:
         return self.site.scheduler.happened
 
     def _races(self, jobid: str) -> int:
-        """How often a submission was under way longer than its submitter can have lived."""
-        races = (Hang("before"), Late(VERY_LATE))
-        return sum(id == jobid and fault in races for id, fault in self._happened)
+        """How often a submission was under way longer than its submitter can live, and a request to the scheduler."""
+        longest = self.site.scheduler.submission_limit + SETTLING_TIME
+        races = 0
+        for submitted, fault, began in self._happened:
+            if submitted == jobid and isinstance(fault, Late):
+                races += fault.seconds >= longest
+            elif submitted == jobid and isinstance(fault, Hang) and fault.when == "before":
+                ended = self.released.get(id(fault), self.site.clock.now())
+                races += (ended - began).total_seconds() >= longest
+        return races
 
     def _was_given_up_in_a_race(self, job: Job) -> bool:
         return job.job_state in (JobState.CANCELLED, JobState.REFUSED) and bool(self._races(job.id))
@@ -415,6 +448,6 @@ def test_whatever_happens_in_any_order(sites: Sites) -> None:
 @pytest.mark.timeout(1800)
 def test_whatever_happens_in_any_order_for_long(sites: Sites) -> None:
     number = int(os.environ.get("MARKETPLACE_HPC_SEED", "0")) or random.randrange(10**6)
-    examples = int(os.environ.get("MARKETPLACE_HPC_EXAMPLES", "1500"))
+    examples = int(os.environ.get("MARKETPLACE_HPC_EXAMPLES", "3000"))
     print(f"\nseed {number}: {examples} runs")
     run(sites, examples, number)

@@ -76,8 +76,12 @@ SOONER: dict[Life, list[SubmissionFault | None]] = {
 """What is tried each time; the rest with the services."""
 
 
-def live_with_a_kill(sites: Sites, life: Life, fault: SubmissionFault | None, at: int) -> tuple[str, Site, Job] | None:
+def live_with_a_kill(
+    sites: Sites, life: Life, fault: SubmissionFault | None, at: int, rounds: int
+) -> tuple[str, Site, Job] | None:
     """Live through one life, with a kill at one moment; ``None`` if there is no such moment.
+
+    :param rounds: how far the batch system comes while no gateway runs; 2: to the end of the job.
 
     :returns: the moment, and what is there afterwards.
     """
@@ -93,15 +97,19 @@ def live_with_a_kill(sites: Sites, life: Life, fault: SubmissionFault | None, at
             pass
         if not first.moments.killed:
             return None
+        for _ in range(rounds):
+            site.work(EXIT_CODE)
         life(site, site.replica(), folder)  # The client asks again, as it does after a lost connection.
         [job] = site.ledger.of_user(site.alice.id)
         after = f"{at}, after {first.moments.seen[-1] if first.moments.seen else 'nothing'}"
         return after, site, job
 
 
-def every_moment(sites: Sites, life: Life, fault: SubmissionFault | None) -> list[tuple[str, Site, Job]]:
+def every_moment(
+    sites: Sites, life: Life, fault: SubmissionFault | None, rounds: int = 0
+) -> list[tuple[str, Site, Job]]:
     found = []
-    while (lived := live_with_a_kill(sites, life, fault, len(found))) is not None:
+    while (lived := live_with_a_kill(sites, life, fault, len(found), rounds)) is not None:
         found.append(lived)
     print(f"{len(found)} kills")
     assert len(found) >= 6
@@ -109,10 +117,11 @@ def every_moment(sites: Sites, life: Life, fault: SubmissionFault | None) -> lis
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+@pytest.mark.parametrize("rounds", [0, 2], ids=["goes-on-after", "ends-meanwhile"])
 def test_a_launch_that_is_killed_anywhere_runs_once_and_its_end_is_known(
-    sites: Sites, fault: SubmissionFault | None
+    sites: Sites, fault: SubmissionFault | None, rounds: int
 ) -> None:
-    for moment, site, job in every_moment(sites, launched, fault):
+    for moment, site, job in every_moment(sites, launched, fault, rounds):
         assert len(site.batch.executed) == 1, moment
         assert len(site.batch.submissions) == 1, moment
         assert (job.job_state, job.exit_code) == (JobState.FAILED, EXIT_CODE), moment
