@@ -60,6 +60,8 @@ CLOCK_SKEW = timedelta(seconds=60)
 """How far the clocks of the gateway and of slurmctld may be apart without a lost submission being overlooked."""
 MESSAGE_TIMEOUT = 10.0
 """Slurm's own default, in seconds; what the gateway reckons with at least."""
+WHOSE_TIMEOUT = 8.0
+"""Seconds after which the question whose job an id is now is given up: somebody waits for the cancellation to be answered."""
 TRACES_TIME = 60.0
 """Seconds in which all job scripts that were asked for have to be read."""
 _TRACES_AT_ONCE = 4
@@ -168,7 +170,8 @@ class SlurmBackend(Backend):
         """
         if folder is not None:
             separator = draw_separator()
-            answer = self._ask(squeue_arguments(self._user, separator, id=id))
+            question = squeue_arguments(self._user, separator, id=id)
+            answer = self._ask(question, timeout=min(WHOSE_TIMEOUT, self._command_timeout))
             job = parse_squeue_of_one(answer, separator)
             if job is None or not is_in(job, folder):
                 return
@@ -303,14 +306,14 @@ class SlurmBackend(Backend):
                     pass
             return list(self._partitions)
 
-    def _ask(self, arguments: Sequence[str]) -> Answer:
+    def _ask(self, arguments: Sequence[str], *, timeout: float | None = None) -> Answer:
         try:
             return self._run(
                 arguments,
                 stdin=b"",
                 folder=None,
                 environment=_query_environment(),
-                timeout=self._command_timeout,
+                timeout=timeout or self._command_timeout,
             )
         except OSError as error:
             raise SchedulerDown(f"the gateway cannot run {arguments[0]}: {error}") from error

@@ -23,7 +23,13 @@ from aiida_marketplace_hpc.gateway.backends.base import (
     Unknown,
 )
 from aiida_marketplace_hpc.gateway.backends.directives import Directives
-from aiida_marketplace_hpc.gateway.backends.slurm import CLOCK_SKEW, IDS_PER_COMMAND, SlurmBackend, run_command
+from aiida_marketplace_hpc.gateway.backends.slurm import (
+    CLOCK_SKEW,
+    IDS_PER_COMMAND,
+    WHOSE_TIMEOUT,
+    SlurmBackend,
+    run_command,
+)
 from aiida_marketplace_hpc.gateway.backends.slurm_commands import Answer
 from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX, make_wrapper
 from aiida_marketplace_hpc.protocol import JobState
@@ -399,6 +405,10 @@ class TestReusedIds:
         with pytest.raises(SchedulerDown):
             backend.cancel("1", "/a")
         assert slurm.names() == ["squeue"]
+
+    def test_whose_id_it_is_must_be_known_soon_because_somebody_waits(self, slurm: FakeSlurm) -> None:
+        SlurmBackend(command_timeout=60, run=slurm).cancel("1", "/a")
+        assert slurm.calls[-1].timeout == WHOSE_TIMEOUT
 
 
 class TestTraces:
