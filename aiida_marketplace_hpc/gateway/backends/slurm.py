@@ -238,14 +238,15 @@ class SlurmBackend(Backend):
         return {id: trace for id, trace in found.items() if trace is not None}
 
     def find(self, folder: str, since: datetime) -> Sequence[Observation]:
-        """Find the jobs of a folder in the queue and in accounting.
+        """Find the jobs of a folder in the queue, in accounting, and by the guards that lie there.
 
         Jobs that were submitted up to :data:`CLOCK_SKEW` earlier are found too: a job too many is looked at by the caller,
         a job that is overlooked would be submitted again.
 
-        Without accounting the second source is the guard in the folder: a job that has run is found by it, however long ago
-        that was. A job that was cancelled before it ran, and then forgotten by Slurm, is not found any more: it may be
-        submitted again, and its script is executed once all the same.
+        A job that has run has left its guard, and is found by it however long ago that was: also where there is no accounting,
+        and where accounting has lost its start, so that a question by time overlooks it. Without accounting a job that was
+        cancelled before it ran, and then forgotten by Slurm, is not found any more: it may be submitted again, and its script
+        is executed once all the same.
         """
         earliest = since - CLOCK_SKEW
         # The queue first: what leaves it meanwhile is in accounting by then.
@@ -253,18 +254,18 @@ class SlurmBackend(Backend):
         if self._has_accounting():
             separator = draw_separator()
             answer = self._ask(sacct_arguments(self._user, separator, since=earliest))
-            recorded = parse_sacct(answer, separator)
-        else:
-            guards = [guard for guard in read_guards(folder) if guard.changed_at >= earliest]
-            recorded = {guard.holder: observe_guard(guard, folder) for guard in guards}
-        for id, observation in recorded.items():
-            if id not in found or found[id].state.final:
-                found[id] = observation
-        return [
-            observation
-            for observation in found.values()
-            if is_in(observation, folder) and (observation.submitted_at is None or observation.submitted_at >= earliest)
-        ]
+            for id, observation in parse_sacct(answer, separator).items():
+                if id not in found or found[id].state.final:
+                    found[id] = observation
+        found = {
+            id: one
+            for id, one in found.items()
+            if is_in(one, folder) and (one.submitted_at is None or one.submitted_at >= earliest)
+        }
+        guards = {guard.holder: guard for guard in read_guards(folder) if guard.changed_at >= earliest}
+        others = guards.keys() - found.keys()
+        recorded = self.accounting(dict.fromkeys(others, folder))
+        return [*found.values(), *(recorded.get(id) or observe_guard(guards[id], folder) for id in sorted(others))]
 
     @property
     def submission_limit(self) -> float:

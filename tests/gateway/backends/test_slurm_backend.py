@@ -321,6 +321,20 @@ def test_finds_a_job_although_the_clocks_differ(slurm: FakeSlurm, backend: Slurm
     assert backend.find("/job", NOON + timedelta(hours=1)) == []
 
 
+def test_finds_a_job_by_its_guard_that_a_question_by_time_overlooks(
+    tmp_path: Path, slurm: FakeSlurm, backend: SlurmBackend
+) -> None:
+    (tmp_path / f"{GUARD_PREFIX}7").write_text("12\nsha-256:0\n")
+    now = datetime.now(timezone.utc)
+    assert [(one.id, one.state) for one in backend.find(str(tmp_path), now)] == [("12", JobState.RUNNING)]
+    by_id = record_of(("12", "FAILED", str(tmp_path), f"{now:%Y-%m-%dT%H:%M:%S}"))
+    slurm.answers["sacct"] = lambda separator: (
+        by_id(separator) if "--jobs=12" in slurm.calls[-1].arguments else record_of()(separator)
+    )
+    assert [(one.id, one.state) for one in backend.find(str(tmp_path), now)] == [("12", JobState.FAILED)]
+    assert backend.find(str(tmp_path), now + timedelta(hours=1)) == []
+
+
 @pytest.mark.parametrize("command", ["squeue", "sacct"])
 def test_finding_nothing_needs_both_answers(slurm: FakeSlurm, backend: SlurmBackend, command: str) -> None:
     assert backend.find("/job", NOON) == []
