@@ -60,6 +60,8 @@ CLOCK_SKEW = timedelta(seconds=60)
 """How far the clocks of the gateway and of slurmctld may be apart without a lost submission being overlooked."""
 MESSAGE_TIMEOUT = 10.0
 """Slurm's own default, in seconds; what the gateway reckons with at least."""
+WHOSE_TIMEOUT = 8.0
+"""Seconds after which the question whose job an id is now is given up: somebody waits for the cancellation to be answered."""
 TRACES_TIME = 60.0
 """Seconds in which all job scripts that were asked for have to be read."""
 _TRACES_AT_ONCE = 4
@@ -168,7 +170,8 @@ class SlurmBackend(Backend):
         """
         if folder is not None:
             separator = draw_separator()
-            answer = self._ask(squeue_arguments(self._user, separator, id=id))
+            question = squeue_arguments(self._user, separator, id=id)
+            answer = self._ask(question, timeout=min(WHOSE_TIMEOUT, self._command_timeout))
             job = parse_squeue_of_one(answer, separator)
             if job is None or not is_in(job, folder):
                 return
@@ -235,14 +238,15 @@ class SlurmBackend(Backend):
         return {id: trace for id, trace in found.items() if trace is not None}
 
     def find(self, folder: str, since: datetime) -> Sequence[Observation]:
-        """Find the jobs of a folder in the queue and in accounting.
+        """Find the jobs of a folder in the queue, in accounting, and by the guards that lie there.
 
         Jobs that were submitted up to :data:`CLOCK_SKEW` earlier are found too: a job too many is looked at by the caller,
         a job that is overlooked would be submitted again.
 
-        Without accounting the second source is the guard in the folder: a job that has run is found by it, however long ago
-        that was. A job that was cancelled before it ran, and then forgotten by Slurm, is not found any more: it may be
-        submitted again, and its script is executed once all the same.
+        A job that has run has left its guard, and is found by it however long ago that was: also where there is no accounting,
+        and where accounting has lost its start, so that a question by time overlooks it. Without accounting a job that was
+        cancelled before it ran, and then forgotten by Slurm, is not found any more: it may be submitted again, and its script
+        is executed once all the same.
         """
         earliest = since - CLOCK_SKEW
         # The queue first: what leaves it meanwhile is in accounting by then.
@@ -250,18 +254,18 @@ class SlurmBackend(Backend):
         if self._has_accounting():
             separator = draw_separator()
             answer = self._ask(sacct_arguments(self._user, separator, since=earliest))
-            recorded = parse_sacct(answer, separator)
-        else:
-            guards = [guard for guard in read_guards(folder) if guard.changed_at >= earliest]
-            recorded = {guard.holder: observe_guard(guard, folder) for guard in guards}
-        for id, observation in recorded.items():
-            if id not in found or found[id].state.final:
-                found[id] = observation
-        return [
-            observation
-            for observation in found.values()
-            if is_in(observation, folder) and (observation.submitted_at is None or observation.submitted_at >= earliest)
-        ]
+            for id, observation in parse_sacct(answer, separator).items():
+                if id not in found or found[id].state.final:
+                    found[id] = observation
+        found = {
+            id: one
+            for id, one in found.items()
+            if is_in(one, folder) and (one.submitted_at is None or one.submitted_at >= earliest)
+        }
+        guards = {guard.holder: guard for guard in read_guards(folder) if guard.changed_at >= earliest}
+        others = guards.keys() - found.keys()
+        recorded = self.accounting(dict.fromkeys(others, folder))
+        return [*found.values(), *(recorded.get(id) or observe_guard(guards[id], folder) for id in sorted(others))]
 
     @property
     def submission_limit(self) -> float:
@@ -303,14 +307,14 @@ class SlurmBackend(Backend):
                     pass
             return list(self._partitions)
 
-    def _ask(self, arguments: Sequence[str]) -> Answer:
+    def _ask(self, arguments: Sequence[str], *, timeout: float | None = None) -> Answer:
         try:
             return self._run(
                 arguments,
                 stdin=b"",
                 folder=None,
                 environment=_query_environment(),
-                timeout=self._command_timeout,
+                timeout=timeout or self._command_timeout,
             )
         except OSError as error:
             raise SchedulerDown(f"the gateway cannot run {arguments[0]}: {error}") from error

@@ -23,7 +23,13 @@ from aiida_marketplace_hpc.gateway.backends.base import (
     Unknown,
 )
 from aiida_marketplace_hpc.gateway.backends.directives import Directives
-from aiida_marketplace_hpc.gateway.backends.slurm import CLOCK_SKEW, IDS_PER_COMMAND, SlurmBackend, run_command
+from aiida_marketplace_hpc.gateway.backends.slurm import (
+    CLOCK_SKEW,
+    IDS_PER_COMMAND,
+    WHOSE_TIMEOUT,
+    SlurmBackend,
+    run_command,
+)
 from aiida_marketplace_hpc.gateway.backends.slurm_commands import Answer
 from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX, make_wrapper
 from aiida_marketplace_hpc.protocol import JobState
@@ -315,6 +321,20 @@ def test_finds_a_job_although_the_clocks_differ(slurm: FakeSlurm, backend: Slurm
     assert backend.find("/job", NOON + timedelta(hours=1)) == []
 
 
+def test_finds_a_job_by_its_guard_that_a_question_by_time_overlooks(
+    tmp_path: Path, slurm: FakeSlurm, backend: SlurmBackend
+) -> None:
+    (tmp_path / f"{GUARD_PREFIX}7").write_text("12\nsha-256:0\n")
+    now = datetime.now(timezone.utc)
+    assert [(one.id, one.state) for one in backend.find(str(tmp_path), now)] == [("12", JobState.RUNNING)]
+    by_id = record_of(("12", "FAILED", str(tmp_path), f"{now:%Y-%m-%dT%H:%M:%S}"))
+    slurm.answers["sacct"] = lambda separator: (
+        by_id(separator) if "--jobs=12" in slurm.calls[-1].arguments else record_of()(separator)
+    )
+    assert [(one.id, one.state) for one in backend.find(str(tmp_path), now)] == [("12", JobState.FAILED)]
+    assert backend.find(str(tmp_path), now + timedelta(hours=1)) == []
+
+
 @pytest.mark.parametrize("command", ["squeue", "sacct"])
 def test_finding_nothing_needs_both_answers(slurm: FakeSlurm, backend: SlurmBackend, command: str) -> None:
     assert backend.find("/job", NOON) == []
@@ -399,6 +419,10 @@ class TestReusedIds:
         with pytest.raises(SchedulerDown):
             backend.cancel("1", "/a")
         assert slurm.names() == ["squeue"]
+
+    def test_whose_id_it_is_must_be_known_soon_because_somebody_waits(self, slurm: FakeSlurm) -> None:
+        SlurmBackend(command_timeout=60, run=slurm).cancel("1", "/a")
+        assert slurm.calls[-1].timeout == WHOSE_TIMEOUT
 
 
 class TestTraces:
