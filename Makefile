@@ -10,7 +10,7 @@ help:
 	@echo "make demo           see the whole chain work: gateway, AiiDA, a small study (2 minutes)"
 	@echo "make test           the tests (10 minutes at most)"
 	@echo "make test-services  the tests that need further installed services"
-	@echo "make soak           200 calculations on a real Slurm while gateway and daemon workers are killed (6 minutes)"
+	@echo "make soak           200 calculations on a real Slurm while gateway and daemon workers are killed (6 to 10 minutes)"
 	@echo "make check          format, lint, types"
 	@echo "make bench          how fast it is beside curl and AiiDA's SSH transport, in docs/benchmarks.md (an hour)"
 	@echo "make docs           the documentation, in docs/_build/html"

@@ -130,8 +130,8 @@ class MarketplaceHpcTransport(AsyncTransport):
     :param max_io_allowed: how many requests may be under way at once.
     """
 
-    DEFAULT_MINIMUM_JOB_POLL_INTERVAL = 2.0
-    """Seconds. A poll is one request whatever the number of jobs, and the gateway asks the scheduler once for everybody."""
+    DEFAULT_MINIMUM_JOB_POLL_INTERVAL = 5.0
+    """Seconds. A poll is one request whatever the number of jobs, but AiiDA spends 20 ms on each of them then."""
     _DEFAULT_SAFE_OPEN_INTERVAL = 0.0
 
     _valid_auth_options: ClassVar[list[tuple[str, dict[str, Any]]]] = [
