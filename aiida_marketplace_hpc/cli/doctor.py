@@ -113,9 +113,15 @@ def _gateway(info: dict[str, Any]) -> str:
         )
     if api.partition(".")[0] != API_VERSION.partition(".")[0]:
         raise NotSupported(f"the gateway speaks version {api} of the protocol, this client {API_VERSION}")
-    machines = ", ".join(f"{machine.get('name')} ({machine.get('backend')})" for machine in info.get("machines", ()))
+    machines = ", ".join(_machine(machine) for machine in info.get("machines", ()))
     shared = "; jobs of all its users run under one account" if info.get("account_mode") == "shared" else ""
     return f"{info.get('name')} {info.get('version')}, {machines or 'no machine'}{shared}"
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    # How a job ended is less certain there: docs/howto/run-a-gateway.md.
+    without = ", without accounting" if machine.get("accounting") is False else ""
+    return f"{machine.get('name')} ({machine.get('backend')}{without})"
 
 
 def _user(user: dict[str, Any]) -> str:

@@ -269,6 +269,7 @@ def test_doctor_checks_everything(run: Run, fake: FakeGateway) -> None:
     assert "✗" not in printed
     for word in ("address", "token", "connection", "gateway", "user", "folder home", "folder software", "scheduler"):
         assert f"✓ {word}: " in printed
+    assert "fake (none, without accounting)" in printed
     assert os.listdir(fake.home) == []
     assert "good" not in printed.replace("a good", "")
     document = json.loads(good(run("--json", "doctor")))

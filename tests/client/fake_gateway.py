@@ -212,7 +212,7 @@ class FakeGateway:
             "api_version": protocol.API_VERSION,
             "oldest_client": protocol.OLDEST_CLIENT,
             "extensions": list(protocol.EXTENSIONS),
-            "machines": [{"name": "fake", "backend": "none"}],
+            "machines": [{"name": "fake", "backend": "none", "accounting": False}],
             "account_mode": "own",
             "username": "ada",
             "email": "ada@example.org",

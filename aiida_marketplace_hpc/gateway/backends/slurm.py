@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import pwd
@@ -54,6 +55,8 @@ from aiida_marketplace_hpc.gateway.backends.slurm_config import (
     parse_config,
 )
 from aiida_marketplace_hpc.gateway.backends.wrapper import check_folder, make_wrapper, read_trace
+
+logger = logging.getLogger(__name__)
 
 IDS_PER_COMMAND = 500
 CLOCK_SKEW = timedelta(seconds=60)
@@ -132,7 +135,11 @@ class SlurmBackend(Backend):
         self._partitions_lock = threading.Lock()
 
     def start(self) -> None:
-        self._configuration.get()
+        configuration = self._configuration.get()
+        if configuration is not None and not configuration.accounting:
+            logger.warning(
+                "this Slurm has no accounting: how a job ended may not be known long after, nor what it used"
+            )
 
     def submit(self, submission: Submission) -> str:
         directives = _read_directives(submission)

@@ -492,9 +492,11 @@ class TestWithoutAccounting:
         (folder / f"{GUARD_PREFIX}{id}").write_text(self.NOTE.format(id=id, status=status))
         return str(folder)
 
-    def test_says_so(self, slurm: FakeSlurm, unaccounted: SlurmBackend) -> None:
+    def test_says_so(self, slurm: FakeSlurm, unaccounted: SlurmBackend, caplog: pytest.LogCaptureFixture) -> None:
         slurm.answers["sinfo"] = Answer(0, "", "")
         assert unaccounted.describe()["accounting"] is False
+        unaccounted.start()
+        assert "has no accounting" in caplog.text
 
     @pytest.mark.parametrize("storage", ["accounting_storage/none", "(null)"])
     def test_the_wrapper_notes_the_end(self, tmp_path: Path, slurm: FakeSlurm, storage: str) -> None:
