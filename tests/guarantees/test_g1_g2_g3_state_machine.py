@@ -443,7 +443,7 @@ def quiet() -> Iterator[None]:
 
 
 def test_whatever_happens_in_any_order(sites: Sites) -> None:
-    run(sites, 50, None)
+    run(sites, 90, None)
 
 
 @pytest.mark.services
