@@ -10,7 +10,14 @@ from aiida_marketplace_hpc.errors import MarketplaceHpcError
 from aiida_marketplace_hpc.gateway.backends.base import Refused, Submission
 from aiida_marketplace_hpc.gateway.ledger import Job
 from aiida_marketplace_hpc.protocol import JobState
-from aiida_marketplace_hpc.testing.faulty_scheduler import EmptyAnswer, Hang, Late, LoseConfirmation, RefuseSubmission
+from aiida_marketplace_hpc.testing.faulty_scheduler import (
+    DeferSubmission,
+    EmptyAnswer,
+    Hang,
+    Late,
+    LoseConfirmation,
+    RefuseSubmission,
+)
 from aiida_marketplace_hpc.testing.replica import Replica
 from tests.guarantees.replicas import SCRIPT, SETTLING_TIME, Site, Sites
 
@@ -253,3 +260,40 @@ def test_the_job_that_has_its_id_now_is_not_cancelled_with_it(site: Site, replic
     job, id = whose_id_was_given_away(site, replica)
     replica.gateway.jobs.cancel(job)
     assert not site.batch.jobs[id].state.final
+
+
+@pytest.mark.xfail(strict=True, reason="the survey adopts a copy of a refused job also where the gateway has its guard")
+def test_a_job_stays_refused_when_a_copy_of_it_arrives_later(site: Site, replica: Replica) -> None:
+    site.scheduler.inject(Late(LONG))
+    site.scheduler.inject(RefuseSubmission())
+    job = site.launch(replica, site.write("work"))
+    later(site, replica, LONG - 1)
+    later(site, replica, 1)
+    [late] = site.batch.ids
+    if not site.batch.jobs[late].state.final:
+        site.batch.run(late)
+    later(site, replica)
+    assert (now(site, job).job_state, now(site, job).exit_code) == (JobState.REFUSED, None)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a job does not say of which attempt it is: the survey adopts it for the next one"
+)
+def test_a_job_that_is_launched_again_is_not_the_copy_of_its_first_attempt(site: Site, replica: Replica) -> None:
+    site.scheduler.inject(Late(LONG))
+    site.scheduler.inject(RefuseSubmission())
+    folder = site.write("work")
+    job = site.launch(replica, folder)
+    later(site, replica, LONG - 1)
+    site.scheduler.inject(DeferSubmission())
+    site.launch(replica, folder)
+    later(site, replica, 1)  # The copy arrives while the second attempt waits to be submitted.
+    later(site, replica, 16)
+    for id in site.batch.ids:
+        if not site.batch.jobs[id].state.final:
+            site.batch.run(id)
+    for id in site.batch.executed:
+        site.batch.end(id, JobState.FAILED, 3)
+    later(site, replica)
+    assert len(site.batch.executed) == 1
+    assert (now(site, job).job_state, now(site, job).exit_code) == (JobState.FAILED, 3)

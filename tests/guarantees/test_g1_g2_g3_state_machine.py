@@ -290,12 +290,11 @@ class JobsUnderFaults(RuleBasedStateMachine):
         if job.job_state is JobState.CREATED:
             assert not executed
         elif job.job_state is JobState.REFUSED:
-            refused = any(id == job.id and isinstance(fault, RefuseSubmission) for id, fault, _ in self._happened)
-            assert refused or "was changed" in (job.message or ""), job.message
+            assert self._was_refused(job) or "was changed" in (job.message or ""), job.message
             assert not executed
         elif executed and not self._was_given_up_in_a_race(job):
             assert (job.job_state, job.exit_code) == self.truth[executed[0]], (job.id, executed, self.truth)
-        elif not executed:
+        elif not executed and not (self._was_refused(job) and self._races(job.id)):  # See test_g1_g2_g3_races.
             assert job.job_state is JobState.CANCELLED, (job.job_state, job.exit_code, self._copies(job))
 
     # How
@@ -393,6 +392,9 @@ class JobsUnderFaults(RuleBasedStateMachine):
     def _has_ended(self, job: Job) -> bool:
         return any(id in self.truth for id in self._copies(job))
 
+    def _was_refused(self, job: Job) -> bool:
+        return any(id == job.id and isinstance(fault, RefuseSubmission) for id, fault, _ in self._happened)
+
     @property
     def _happened(self) -> list[tuple[str, SubmissionFault, datetime]]:
         return self.site.scheduler.happened
@@ -441,7 +443,7 @@ def quiet() -> Iterator[None]:
 
 
 def test_whatever_happens_in_any_order(sites: Sites) -> None:
-    run(sites, 50, None)
+    run(sites, 90, None)
 
 
 @pytest.mark.services
