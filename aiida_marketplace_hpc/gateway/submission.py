@@ -189,9 +189,13 @@ class Submissions:
         except BackendError as exc:
             logger.warning("job %s: the second copy %s could not be cancelled: %s", job.id, identifier, exc)
 
-    def guard_holder(self, job: Job) -> str | None:
-        """The scheduler's id of the copy that runs, or ran, user code; ``None`` if none has started yet."""
-        return read_guard(self._files_of(self._ledger.user(job.user_id)), _guard_path(job))[0]
+    def guard_holder(self, job: Job, attempt: int | None = None) -> str | None:
+        """The scheduler's id of the copy that runs, or ran, user code; ``None`` if none has started yet.
+
+        :param attempt: of which attempt; by default the present one.
+        """
+        guard = f"{job.folder}/{guard_of(job.id, attempt or job.attempt)}"
+        return read_guard(self._files_of(self._ledger.user(job.user_id)), guard)[0]
 
     @property
     def _lease(self) -> timedelta:
@@ -234,6 +238,7 @@ class Submissions:
             comment=f"marketplace-hpc:{job.id}" + (f" {job.client_ref}" if job.client_ref else ""),
             client_ref=job.client_ref,
             owner=owner_of(self._ledger.user(job.user_id)),
+            attempt=job.attempt,
         )
         try:
             identifier = self._backend.submit(submission)

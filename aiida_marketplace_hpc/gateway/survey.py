@@ -22,7 +22,7 @@ from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, O
 from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, User, automatic_key, owner_of
-from aiida_marketplace_hpc.gateway.submission import Submissions, read_guard, taken
+from aiida_marketplace_hpc.gateway.submission import GATEWAY, Submissions, read_guard, taken
 from aiida_marketplace_hpc.protocol import JobState
 
 logger = logging.getLogger(__name__)
@@ -139,11 +139,15 @@ class Survey:
             return True
         if job.job_state is JobState.SUBMITTING and job.search_first:
             return False  # Submissions.advance looks for it, or the thread that submits it has its id in a moment.
+        given_up = self._submissions.guard_holder(job, trace.attempt) == GATEWAY
+        if trace.attempt < job.attempt or given_up:
+            self._submissions.end_copy(job, observation.id)
+            return True
         if job.job_state in (JobState.CREATED, JobState.REFUSED, JobState.SUBMITTING):
-            return self._adopt(job, observation)
+            return self._adopt(job, observation, trace.attempt)
         if not job.job_state.final and self._submissions.guard_holder(job) == observation.id:
             former = job.scheduler_id
-            if self._adopt(job, observation) and former is not None:
+            if self._adopt(job, observation, trace.attempt) and former is not None:
                 self._submissions.end_copy(job, former)
             return True
         self._submissions.end_copy(job, observation.id)
@@ -153,9 +157,10 @@ class Survey:
         key = automatic_key(trace.folder, PurePosixPath(trace.script).name, trace.script_digest)
         return next((job for job in self._ledger.in_folder(trace.folder) if job.key == key), None)
 
-    def _adopt(self, job: Job, observation: Observation) -> bool:
+    def _adopt(self, job: Job, observation: Observation, attempt: int) -> bool:
+        values = {**taken(observation.id, observation.submitted_at), "attempt": attempt}
         try:
-            adopted = self._ledger.change(job, taken(observation.id, observation.submitted_at), take_over=True)
+            adopted = self._ledger.change(job, values, take_over=True)
         except IntegrityError:
             logger.warning("%s is not adopted: another job lives in %s", observation.id, job.folder)
             return True
@@ -176,7 +181,7 @@ class Survey:
             backend=self._backend.name,
             created_at=observation.submitted_at or self._now(),
             cancel_requested=False,
-            attempt=1,
+            attempt=trace.attempt,
             fence=1,
             intended_at=observation.submitted_at,
             **{**taken(observation.id, observation.submitted_at), "state": JobState.QUEUED.value},

@@ -73,6 +73,7 @@ class FakeBackend(Backend):
                 submission.script_digest,
                 submission.client_ref,
                 submission.owner,
+                submission.attempt,
             )
         return identifier
 

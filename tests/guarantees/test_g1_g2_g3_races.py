@@ -262,7 +262,6 @@ def test_the_job_that_has_its_id_now_is_not_cancelled_with_it(site: Site, replic
     assert not site.batch.jobs[id].state.final
 
 
-@pytest.mark.xfail(strict=True, reason="the survey adopts a copy of a refused job also where the gateway has its guard")
 def test_a_job_stays_refused_when_a_copy_of_it_arrives_later(site: Site, replica: Replica) -> None:
     site.scheduler.inject(Late(LONG))
     site.scheduler.inject(RefuseSubmission())
@@ -276,9 +275,6 @@ def test_a_job_stays_refused_when_a_copy_of_it_arrives_later(site: Site, replica
     assert (now(site, job).job_state, now(site, job).exit_code) == (JobState.REFUSED, None)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a job does not say of which attempt it is: the survey adopts it for the next one"
-)
 def test_a_job_that_is_launched_again_is_not_the_copy_of_its_first_attempt(site: Site, replica: Replica) -> None:
     site.scheduler.inject(Late(LONG))
     site.scheduler.inject(RefuseSubmission())

@@ -53,6 +53,7 @@ class Submission:
     :param comment: added where the batch system keeps one and the script sets none.
     :param client_ref: the caller's own reference, such as the UUID of an AiiDA node.
     :param owner: tells users apart without naming them.
+    :param attempt: the first, or a later one after a refusal; each has its own guard.
     """
 
     jobid: str
@@ -64,6 +65,7 @@ class Submission:
     comment: str
     client_ref: str | None = None
     owner: str = ""
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Trace:
     script_digest: str
     client_ref: str | None
     owner: str
+    attempt: int = 1
 
 
 @dataclass(frozen=True)

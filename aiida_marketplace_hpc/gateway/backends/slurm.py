@@ -7,6 +7,7 @@ import os
 import posixpath
 import pwd
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -337,17 +338,21 @@ def run_command(
 ) -> Answer:
     """Run a command on this machine, as :class:`Runner` says."""
     try:
-        done = subprocess.run(
-            arguments,
-            input=stdin,
-            capture_output=True,
-            cwd=folder,
-            env=environment,
-            timeout=timeout,
-            check=False,
-            # A key press in the gateway's terminal must not end a submission that is under way.
-            start_new_session=True,
-        )
+        # Not through a pipe: if the gateway is killed meanwhile, sbatch would take half a script for a whole one.
+        with tempfile.TemporaryFile() as file:
+            file.write(stdin)
+            file.seek(0)
+            done = subprocess.run(
+                arguments,
+                stdin=file,
+                capture_output=True,
+                cwd=folder,
+                env=environment,
+                timeout=timeout,
+                check=False,
+                # A key press in the gateway's terminal must not end a submission that is under way.
+                start_new_session=True,
+            )
     except subprocess.TimeoutExpired as expired:
         return Answer(None, _decode(expired.stdout), _decode(expired.stderr))
     return Answer(done.returncode, _decode(done.stdout), _decode(done.stderr))

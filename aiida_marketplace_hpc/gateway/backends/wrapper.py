@@ -28,7 +28,7 @@ EXIT_NO_GUARD = 73
 """Exit code of a job that could not write the guard: its folder is gone, read-only or full."""
 
 _TRACE = b"# marketplace-hpc-submission: "
-_TRACED = ("jobid", "folder", "script", "script_digest", "client_ref", "owner")
+_TRACED = ("jobid", "folder", "script", "script_digest", "client_ref", "owner", "attempt")
 
 GUARD_PREFIX = ".marketplace-hpc-"
 """How the names of guard files begin: by it they are found in a folder."""
@@ -126,7 +126,7 @@ def read_trace(wrapper: bytes) -> Trace | None:
     except (ValueError, TypeError, KeyError):
         return None
     texts = (trace.jobid, trace.folder, trace.script, trace.script_digest, trace.owner)
-    return trace if all(isinstance(text, str) for text in texts) else None
+    return trace if all(isinstance(text, str) for text in texts) and isinstance(trace.attempt, int) else None
 
 
 def script_command(submission: Submission) -> list[str]:
