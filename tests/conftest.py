@@ -24,14 +24,15 @@ pytest_plugins = ["aiida_marketplace_hpc.testing.fixtures"]
 
 
 def pytest_configure() -> None:
-    """Let what the tests start hear Ctrl-C and the end of its terminal, also where they run in the background.
+    """Let what the tests start hear Ctrl-C, Ctrl-\\ and the end of its terminal, also where they run in the background.
 
-    There both may be ignored, which is inherited.
+    There they may be ignored, which is inherited.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -275,14 +275,17 @@ class TestAWrapperThatStays:
             [wrapper], cwd=folder, env=environment, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
         ) as process:
             assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            yield process
-            process.kill()
+            try:
+                assert process.stdout.readline() == b"ready\n"
+                yield process
+            finally:
+                process.kill()
 
     @pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "TERM", "XCPU"])
     def test_signals_reach_the_script(self, tmp_path: Path, name: str) -> None:
         script = (
-            f"#!/bin/sh\ntrap 'echo got {name}; exit 4' {name}\necho ready\nwhile :; do sleep 0.02; done\n".encode()
+            f"#!/bin/sh\ntrap 'echo got {name}; exit 4' {name}\necho ready\n"
+            "for _ in $(seq 500); do sleep 0.02; done\n".encode()
         )
         with self.running(tmp_path, script) as process:
             process.send_signal(getattr(signal, f"SIG{name}"))
