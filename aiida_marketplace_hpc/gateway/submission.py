@@ -194,8 +194,7 @@ class Submissions:
 
         :param attempt: of which attempt; by default the present one.
         """
-        guard = f"{job.folder}/{guard_of(job.id, attempt or job.attempt)}"
-        return read_guard(self._files_of(self._ledger.user(job.user_id)), guard)[0]
+        return read_guard(self._files_of(self._ledger.user(job.user_id)), _guard_path(job, attempt))[0]
 
     @property
     def _lease(self) -> timedelta:
@@ -349,8 +348,8 @@ def guard_of(jobid: str, attempt: int = 1) -> str:
     return f"{GUARD_PREFIX}{jobid}" + (f"-{attempt}" if attempt > 1 else "")
 
 
-def _guard_path(job: Job) -> str:
-    return f"{job.folder}/{guard_of(job.id, job.attempt)}"
+def _guard_path(job: Job, attempt: int | None = None) -> str:
+    return f"{job.folder}/{guard_of(job.id, attempt or job.attempt)}"
 
 
 def take_guard(files: Files, path: str) -> str | None:
