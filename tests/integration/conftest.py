@@ -34,7 +34,7 @@ def installation(
     with aiida_installations(import_path=[Path(__file__).parent, plugins]) as profile:
         installation = Installation(profile, site)
         installation.set_up()
-        profile.start_daemon(env=installation.token)
+        installation.start_daemon()
         yield installation
         installation.close()
 

@@ -95,6 +95,15 @@ class Installation:
             self._sessions.append(AiidaSession(self.profile, env=self.token))
         return json.loads(self._sessions[0].run(_PRELUDE + code).splitlines()[-1])
 
+    def start_daemon(self, workers: int = 1) -> None:
+        """Start the daemon, whose workers have the token."""
+        self.profile.start_daemon(workers, env=self.token)
+
+    def stop_daemon(self) -> None:
+        """Stop the daemon. The broker goes with it, and who was connected to it would submit into the void: :meth:`close`."""
+        self.close()
+        self.profile.stop_daemon()
+
     def close(self) -> None:
         """End what was started for :meth:`run`."""
         while self._sessions:

@@ -196,15 +196,14 @@ def test_reconcile_leaves_alone_what_may_be_somebody_elses(rig: Rig, site: Site,
 @pytest.mark.services
 def test_a_daemon_that_is_restarted_while_it_submits_cancels_nothing(rig: Rig, site: Site) -> None:
     _, pk, uuid = rig.submit_into(StallAnswer(after=0))
-    profile = rig.installation.profile
-    profile.stop_daemon()
+    rig.installation.stop_daemon()
     (job,) = rig.jobs(uuid)
     assert not job["final"]
-    profile.start_daemon(env=rig.installation.token)
+    rig.installation.start_daemon()
     wait_until(
         lambda: rig.installation.run(f"print(json.dumps(orm.load_node({pk}).get_job_id()))") == job["jobid"],
         within=60,
-        failure=lambda: profile.daemon_log(),
+        failure=lambda: rig.installation.profile.daemon_log(),
     )
     rig.wait_for_state(uuid, "RUNNING")
     assert site.gateway.machine.read_text(f"{job['folder']}/executed") == "ran\n"

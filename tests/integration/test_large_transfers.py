@@ -60,7 +60,7 @@ def installation(
         installation.set_up()
         configure = ["computer", "configure", "marketplace_hpc", "cluster", "--non-interactive"]
         installation.verdi(*configure, "--url", proxy.url, "--max-io-allowed", "8")
-        profile.start_daemon(env=installation.token)
+        installation.start_daemon()
         yield installation
         installation.close()
 

@@ -52,7 +52,7 @@ def installation(
         installation.set_up()
         configure = ["computer", "configure", "marketplace_hpc", LABEL, "--non-interactive"]
         installation.verdi(*configure, "--url", proxy.url)
-        profile.start_daemon(env=installation.token)
+        installation.start_daemon()
         yield installation
         installation.close()
 

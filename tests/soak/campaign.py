@@ -121,7 +121,7 @@ class Kills:
 class Soak:
     """Gateway, Slurm and an AiiDA installation with a daemon, under attack.
 
-    :param slurm: the Slurm that the jobs run on.
+    :param slurm: the Slurm that the jobs run on; those of others may have run on it before, but none may during the soak.
     :param profile: not yet started; see :func:`set_up`.
     """
 
@@ -138,6 +138,7 @@ class Soak:
         self.repairs = 0
         self._say = say
         self._executed = slurm.machine.make_directory("executed", user=slurm.user)
+        self._of_others = {row["JobIDRaw"] for row in self._accounted()}
         self._pks: dict[str, int] = {}
         self._late: dict[str, tuple[SlurmFault, ProcessEntry]] = {}
 
@@ -279,9 +280,9 @@ class Soak:
             elif time.monotonic() - changed > _STILL:
                 self._say(f"nothing moves; `verdi process repair`: {[row['pk'] for row in open_rows]}")
                 self.repairs += 1
-                self.profile.stop_daemon()
+                self.installation.stop_daemon()
                 self._say(self.installation.verdi("process", "repair", "--force", timeout=120))
-                self.profile.start_daemon(WORKERS, env=self.installation.token)
+                self.installation.start_daemon(WORKERS)
                 changed = time.monotonic()
             time.sleep(2)
 
@@ -310,15 +311,19 @@ class Soak:
         pairs = (line.rpartition("/")[2].split(":") for line in counted)
         return {int(number): int(lines) for number, lines in pairs}
 
-    def _records(self) -> Sequence[Record]:
-        """All jobs that Slurm's accounting has, once none of them lives any more."""
+    def _accounted(self) -> list[Mapping[str, str]]:
+        """All jobs that Slurm's accounting has."""
         columns = "JobIDRaw,State,ExitCode,Start,End,WorkDir"
         argv = ("sacct", "-X", "-n", "-P", "--starttime=now-2days", "--allusers", f"--format={columns}")
+        lines = self.slurm.run(*argv, check=True).stdout.splitlines()
+        return [dict(zip(columns.split(","), line.split("|"), strict=True)) for line in lines]
+
+    def _records(self) -> Sequence[Record]:
+        """What Slurm's accounting has about the jobs since :meth:`__init__`, once none of them lives any more."""
         rows: list[Mapping[str, str]] = []
 
         def whole() -> bool:
-            lines = self.slurm.run(*argv, check=True).stdout.splitlines()
-            rows[:] = [dict(zip(columns.split(","), line.split("|"), strict=True)) for line in lines]
+            rows[:] = self._accounted()
             known = self.slurm.run("squeue", "--noheader", "--states=all", "--format=%A", check=True).stdout.split()
             return {*known} <= {row["JobIDRaw"] for row in rows} and all(row["End"] != "Unknown" for row in rows)
 
@@ -326,7 +331,7 @@ class Soak:
         return [
             Record(row["JobIDRaw"], row["State"], row["ExitCode"], row["Start"][:1].isdigit(), row["WorkDir"])
             for row in rows
-            if row["WorkDir"].startswith(self.installation.site.home)
+            if row["JobIDRaw"] not in self._of_others
         ]
 
 
@@ -349,7 +354,7 @@ def set_up(slurm: SlurmCluster, folder: Path, say: Say) -> Iterator[Soak]:
         soak = Soak(slurm, gateway, faults, profile, say)
         stack.callback(soak.installation.close)
         soak.installation.set_up()
-        profile.start_daemon(WORKERS, env=soak.installation.token)
+        soak.installation.start_daemon(WORKERS)
         yield soak
 
 
