@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillRunning
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -32,6 +35,8 @@ from aiida_marketplace_hpc.protocol import JobState
 
 logger = logging.getLogger(__name__)
 
+_THREADS = 4
+"""That ask the scheduler for the end of jobs."""
 _END_AGAIN = timedelta(seconds=60)
 """After which a cancellation is repeated that the scheduler took: a job has some time to end by itself."""
 
@@ -41,7 +46,8 @@ class Jobs:
 
     :param files_of: what a user can do with files; scripts are read with it, never around it.
     :param username_of: see :class:`~aiida_marketplace_hpc.gateway.survey.Survey`.
-    :param launch_wait: seconds that a launch waits for the scheduler's word before it answers ``SUBMITTING``.
+    :param patience: seconds that a launch or a cancellation waits for the scheduler's word; what is wanted is carried out
+        without it.
     :param retry_interval: seconds between attempts while the scheduler takes no jobs.
     :param now: the time, aware.
     """
@@ -55,7 +61,7 @@ class Jobs:
         username_of: Callable[[str, str], str | None],
         *,
         machine: str = "",
-        launch_wait: float = 10.0,
+        patience: float = 10.0,
         retry_interval: float = 15.0,
         now: Callable[[], datetime] = utc_now,
         metrics: Metrics | None = None,
@@ -65,8 +71,9 @@ class Jobs:
         self._watch = watch
         self._files_of = files_of
         self._machine = machine
-        self._launch_wait = launch_wait
+        self._patience = patience
         self._now = now
+        self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="cancel")
         self._ending: dict[str, datetime] = {}
         """When the scheduler last took the cancellation of a job that has not ended yet."""
         retry = timedelta(seconds=retry_interval)
@@ -78,6 +85,7 @@ class Jobs:
 
     def close(self) -> None:
         """Let submissions under way end, so that their outcome is recorded."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
         self._submissions.close()
 
     # Creating
@@ -174,11 +182,11 @@ class Jobs:
             if job.script_digest not in (None, digest) and not job.key.startswith("id:"):
                 raise Conflict(f"{job.folder}/{job.script} was changed since job {job.id} was created: create it again")
             # What the scheduler holds comes first: the job may be among it, if the ledger was lost.
-            ready = self._survey.wait(self._launch_wait)
+            ready = self._survey.wait(self._patience)
             intended = self._submissions.intend(job, digest, at_once=ready)
             if intended is not None and ready:
                 self._submissions.begin(intended, text)
-        self._submissions.wait(job.id, self._launch_wait)
+        self._submissions.wait(job.id, self._patience)
         current = self._ledger.get(job.id) or job
         if current.job_state is JobState.REFUSED:
             raise SubmissionRefused(current.message or "the scheduler refused the job")
@@ -189,7 +197,7 @@ class Jobs:
     def cancel(self, job: Job, *, unlaunched: bool = False) -> Job:
         """Ask for the end of a job; one that has ended stays as it is. May be repeated.
 
-        The wish is durable when this returns, also if the scheduler does not take it now: then it is tried again.
+        The wish is durable when this returns, also if the scheduler does not take it in time: then it is tried again.
 
         :param unlaunched: end a job that was never launched, too: it cannot be launched any more.
         :raises Conflict: if it was never launched.
@@ -208,15 +216,20 @@ class Jobs:
             raise Conflict(f"Job {job.id} not launched yet.")
         # Recorded first, and from here on it is carried out, whatever happens: the reconciler goes on trying.
         current = self._ledger.change(job, {"cancel_requested": True}) or self._ledger.get(job.id) or job
+        with suppress(StillRunning):
+            self._threads.submit(self._carry_out, current).result(self._patience)
+        return self._ledger.get(job.id) or current
+
+    def _carry_out(self, job: Job) -> None:
+        """Carry out the wish to end a job, as far as the scheduler takes it now."""
         try:
-            if current.scheduler_id and not current.job_state.final:
-                self._cancel(current)
+            if job.scheduler_id and not job.job_state.final:
+                self._cancel(job)
                 self._watch.refresh()
-            elif current.job_state is JobState.SUBMITTING and next_step(current, self._now()) is Step.CANCEL:
-                self._submissions.give_up(current)
+            elif job.job_state is JobState.SUBMITTING and next_step(job, self._now()) is Step.CANCEL:
+                self._submissions.give_up(job)
         except (BackendError, GatewayError) as exc:
             logger.warning("job %s is not cancelled yet, it will be tried again: %s", job.id, exc)
-        return self._ledger.get(job.id) or current
 
     def _end_again(self, job: Job) -> None:
         """Repeat a cancellation that the scheduler did not take, or that has had no effect for long."""

@@ -164,8 +164,8 @@ class Replica:
     """One gateway of several on one database, or one in a row of restarts, in the test's own process.
 
     Everything that it does happens one after the other, in calls of the test: its background does not run (a test calls
-    ``gateway.jobs.reconcile`` when it wants it), and a launch is answered when its submission has ended, or hangs. Killed, it
-    does nothing any more.
+    ``gateway.jobs.reconcile`` when it wants it), and a launch or a cancellation is answered when it has ended, or hangs.
+    Killed, it does nothing any more.
 
     :param scheduler: what the gateway uses; replicas share it.
     :param clock: the time it lives in. Each question to the scheduler is asked: no answer is kept for a while.
@@ -177,8 +177,8 @@ class Replica:
         self._writing = gateway.ledger.writing
         gateway.ledger.writing = self._watched_writing  # type: ignore[method-assign]
         self._threads = _InStep(scheduler.hangs)
-        gateway.jobs._submissions._threads = self._threads
-        gateway.jobs._launch_wait = 0.0
+        gateway.jobs._submissions._threads = gateway.jobs._threads = self._threads
+        gateway.jobs._patience = 0.0
         gateway.watch._clock = clock.monotonic
         gateway.watch._interval = 0.0
 

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from aiida_marketplace_hpc.testing.machine import SYSTEM_PATH, Machine, wait_until
 
 Command = Literal["sbatch", "squeue", "sacct", "scancel", "scontrol"]
-Kind = Literal["hang-before", "hang-after", "fail-before", "fail-after", "late", "silent", "half", "garbage"]
+Kind = Literal[
+    "hang-before", "hang-after", "fail-before", "fail-after", "late", "silent", "half", "garbage", "reworded"
+]
 """``hang``: wait until released, before the real command is called or between its end and its answer; ``fail``: end with
 Slurm's words for a lost answer, without calling the real command or after it; ``late``: fail at once, and call the real
-command when released; ``silent``, ``half``, ``garbage``: call it, end with 0 and print that in place of its answer."""
+command when released; ``silent``, ``half``, ``garbage``: call it, end with 0 and print that in place of its answer;
+``reworded``: call it, and put other words in the place of some of its answer's."""
 
 _SCRIPT = """\
 #!/bin/sh
 name=${{0##*/}}
 control={control}
 PATH={path}
-kind=none seconds=
+kind=none seconds= words=
 for held in "$control/$name".*; do
     case $held in
     *.claimed | *.\\*) continue ;;
     *.always) ;;
     *) mv "$held" "$held.claimed" 2>/dev/null || continue; held=$held.claimed ;;
     esac
-    read -r kind seconds < "$held" 2>/dev/null && break
+    read -r kind seconds words < "$held" 2>/dev/null && break
     kind=none
 done
 hit() {{
     printf '%s\\n' "${{held##*/}}" >> "$control/hits"
 }}
 wait_for_release() {{
-    left=$((${{seconds:-100000}} * 20))
+    left=$((seconds * 20))
     while [ -e "$held" ] && [ "$left" -gt 0 ]; do sleep 0.05; left=$((left - 1)); done
 }}
 lose() {{
@@ -57,6 +61,8 @@ case $kind in
 hang-after) wait_for_release; [ -z "$answer" ] || printf '%s\\n' "$answer"; exit "$code" ;;
 fail-after) lose ;;
 half) printf '%s' "$answer" | head -c $((${{#answer}} / 2)) ;;
+reworded) printf '%s' "${{answer:+$answer
+}}" | sed -E "$words"; exit "$code" ;;
 garbage) printf 'slurm_load_jobs: \\377\\n|||\\n' ;;
 esac
 """
@@ -114,15 +120,25 @@ class SlurmFaults:
         """What puts these commands in front of the real ones."""
         return {"PATH": f"{self._directory}/bin:{SYSTEM_PATH}"}
 
-    def inject(self, command: Command, kind: Kind, *, always: bool = False, seconds: int | None = None) -> SlurmFault:
+    def inject(
+        self,
+        command: Command,
+        kind: Kind,
+        *,
+        always: bool = False,
+        seconds: int | None = None,
+        words: Mapping[str, str] | None = None,
+    ) -> SlurmFault:
         """Let a fault happen to the next call of a command; several wait for one call each, in their order.
 
         :param always: to every call, until it is released.
         :param seconds: after which it releases itself.
+        :param words: for ``reworded``: extended regular expressions, and what each is replaced by.
         """
         name = f"{command}.{next(self._numbers):06}{'.always' if always else ''}"
         # Under another name first: a command reads what it finds.
-        content = f"{kind} {'' if seconds is None else seconds}\n"
+        edits = ";".join(f"s\x01{old}\x01{new}\x01g" for old, new in (words or {}).items())
+        content = f"{kind} {100_000 if seconds is None else seconds} {edits}\n"
         self._machine.write(f"{self._control}/new", content, user=self._machine.user)
         self._machine.run(["mv", f"{self._control}/new", f"{self._control}/{name}"], check=True)
         return SlurmFault(self, name if always else f"{name}.claimed")

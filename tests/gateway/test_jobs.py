@@ -321,6 +321,27 @@ def test_a_launch_that_wins_against_its_cancellation_is_cancelled(
     assert backend.cancelled == ["101"]
 
 
+def test_a_cancellation_is_answered_while_the_scheduler_hangs(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, released, cancel = threading.Event(), threading.Event(), backend.cancel
+
+    def hang(id: str, folder: str | None = None) -> None:
+        asked.set()
+        assert released.wait(30)
+        cancel(id, folder)
+
+    job = launch(gateway, alice, folder)
+    monkeypatch.setattr(backend, "cancel", hang)
+    gateway.jobs._patience = 0.05
+    wanted = gateway.jobs.cancel(job)
+    assert (wanted.job_state, wanted.cancel_requested) == (JobState.QUEUED, True)
+    assert asked.wait(30)
+    released.set()
+    gateway.jobs.close()  # Which waits for it.
+    assert backend.cancelled == ["101"]
+
+
 def test_a_cancellation_that_the_scheduler_did_not_take_is_tried_again(
     gateway: Gateway, backend: FakeBackend, alice: User, folder: str
 ) -> None:

@@ -115,7 +115,7 @@ def test_until_the_scheduler_has_answered_nothing_is_submitted(
 ) -> None:
     job = launch(gateway, alice, folder)
     anew = without_ledger()
-    anew.jobs._launch_wait = 0.05
+    anew.jobs._patience = 0.05
     user = anew.ledger.user_of(ALICE)
     backend.down = True
     anew.jobs.reconcile()
@@ -135,7 +135,7 @@ def test_what_waited_for_the_first_answer_is_submitted_after_it(
     gateway: Gateway, backend: FakeBackend, alice: User, folder: str, without_ledger: Callable[[], Gateway]
 ) -> None:
     anew = without_ledger()
-    anew.jobs._launch_wait = 0.05
+    anew.jobs._patience = 0.05
     user = anew.ledger.user_of(ALICE)
     backend.down = True
     anew.jobs.reconcile()

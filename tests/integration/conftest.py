@@ -12,6 +12,7 @@ from aiida_marketplace_hpc.testing.aiida_profile import AiidaProfile
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.machine import Machine
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
+from aiida_marketplace_hpc.testing.slurm_faults import SlurmFaults
 
 
 @pytest.fixture(scope="session", params=["local", "slurm"])
@@ -20,9 +21,10 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     machine: Machine = request.getfixturevalue("cluster_machine")
     slurm: SlurmCluster | None = request.getfixturevalue("slurm_cluster") if request.param == "slurm" else None
     roots = {"scratch": f"{machine.scratch}/{{username}}", "system": f"{SYSTEM}:ro"}
-    environment = slurm.env if slurm else {}
+    faults = SlurmFaults(machine) if slurm else None
+    environment = {**slurm.env, **faults.env} if slurm and faults else {}
     with GatewayProcess(machine, backend=request.param, roots=roots, env=environment) as gateway:
-        yield Site(gateway, slurm)
+        yield Site(gateway, slurm, faults)
 
 
 @pytest.fixture(scope="session")

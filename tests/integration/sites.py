@@ -12,6 +12,7 @@ from aiida_marketplace_hpc.testing.aiida_profile import AiidaProfile
 from aiida_marketplace_hpc.testing.aiida_session import AiidaSession
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
+from aiida_marketplace_hpc.testing.slurm_faults import SlurmFaults
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "computer"
 LABEL = "cluster"
@@ -39,10 +40,11 @@ def publish_plugins(folder: Path) -> Path:
 
 @dataclass
 class Site:
-    """A gateway, and the Slurm behind it if there is one."""
+    """A gateway, and the Slurm behind it if there is one, with faults for its commands."""
 
     gateway: GatewayProcess
-    slurm: SlurmCluster | None
+    slurm: SlurmCluster | None = None
+    faults: SlurmFaults | None = None
 
     @property
     def home(self) -> str:

@@ -23,7 +23,7 @@ PROMPT = r"alice@127\.0\.0\.1:[^>\r\n]*>\x1b"
 def site(cluster_machine: Machine) -> Iterator[Site]:
     """One backend is enough: nothing here knows which it is."""
     with GatewayProcess(cluster_machine, roots={"system": f"{SYSTEM}:ro"}) as gateway:
-        yield Site(gateway, None)
+        yield Site(gateway)
 
 
 @pytest.fixture(scope="module")

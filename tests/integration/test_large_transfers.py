@@ -36,7 +36,7 @@ print(json.dumps([node.pk for node in nodes]))
 @pytest.fixture(scope="module")
 def site(cluster_machine: Machine) -> Iterator[Site]:
     with GatewayProcess(cluster_machine, roots={"system": f"{SYSTEM}:ro"}) as gateway:
-        yield Site(gateway, None)
+        yield Site(gateway)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ UNTIL_TOLD = "until test -e go; do sleep 0.1; done"
 @pytest.fixture(scope="module")
 def site(cluster_machine: Machine) -> Iterator[Site]:
     with GatewayProcess(cluster_machine, roots={"system": f"{SYSTEM}:ro"}) as gateway:
-        yield Site(gateway, None)
+        yield Site(gateway)
 
 
 @pytest.fixture(scope="module")

@@ -78,3 +78,20 @@ def test_a_job_whose_node_fails(installation: Installation, site: Site) -> None:
     job = facts["detailed"]["job"]
     assert (job["scheduler_id"], job["state"]) == (id, "NODE_FAIL")
     assert site.accounted(id)["State"] == "NODE_FAIL"
+
+
+def test_a_job_out_of_memory(installation: Installation, site: Site) -> None:
+    """Memory is limited by cgroups, which this Slurm has not: it says of a failed job what is on record of such a one."""
+    assert site.faults is not None
+    words = {"FAILED": "OUT_OF_MEMORY", "NonZeroExitCode": "OutOfMemory", r"\b1:0\b": "0:125"}
+    answers = [site.faults.inject(command, "reworded", always=True, words=words) for command in ("squeue", "sacct")]
+    try:
+        facts = installation.run("print(json.dumps(facts(finish(ShellJob, line=orm.Str('exit 1'), code=code))))")
+    finally:
+        for answer in answers:
+            answer.release()
+    assert (facts["state"], facts["status"]) == ("finished", 110)
+    job = facts["detailed"]["job"]
+    assert (job["state"], job["signal"]) == ("OUT_OF_MEMORY", 125)
+    assert answers[1].hits
+    assert site.accounted(job["scheduler_id"])["State"] == "FAILED"

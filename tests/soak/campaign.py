@@ -132,7 +132,7 @@ class Soak:
         self.gateway = gateway
         self.faults = faults
         self.profile = profile
-        self.installation = Installation(profile, Site(gateway, slurm))
+        self.installation = Installation(profile, Site(gateway, slurm, faults))
         self.kills = Kills()
         self.resumed = 0
         self.repairs = 0
