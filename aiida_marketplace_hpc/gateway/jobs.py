@@ -210,12 +210,15 @@ class Jobs:
             }
             # Somebody may have launched it in between.
             job = self._ledger.change(job, values) or self._ledger.get(job.id) or job
-        if job.job_state.final:
-            return job
-        if job.job_state is JobState.CREATED:
-            raise Conflict(f"Job {job.id} not launched yet.")
         # Recorded first, and from here on it is carried out, whatever happens: the reconciler goes on trying.
-        current = self._ledger.change(job, {"cancel_requested": True}) or self._ledger.get(job.id) or job
+        current = None
+        while current is None:
+            if job.job_state.final:
+                return job
+            if job.job_state is JobState.CREATED:
+                raise Conflict(f"Job {job.id} not launched yet.")
+            current = self._ledger.change(job, {"cancel_requested": True})
+            job = self._ledger.get(job.id) or job  # It may have started, or ended, since it was read.
         with suppress(StillRunning):
             self._threads.submit(self._carry_out, current).result(self._patience)
         return self._ledger.get(job.id) or current

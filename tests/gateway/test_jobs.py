@@ -321,6 +321,19 @@ def test_a_launch_that_wins_against_its_cancellation_is_cancelled(
     assert backend.cancelled == ["101"]
 
 
+def test_a_cancellation_is_not_lost_where_the_job_has_started_since_it_was_read(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    read = launch(gateway, alice, folder)
+    backend.run("101")
+    assert gateway.jobs.get(alice, read.id, fresh=True).job_state is JobState.RUNNING
+    backend.down = True
+    assert gateway.jobs.cancel(read).cancel_requested
+    backend.down = False
+    gateway.jobs.reconcile()
+    assert current(gateway, read).job_state is JobState.CANCELLED
+
+
 def test_a_cancellation_is_answered_while_the_scheduler_hangs(
     gateway: Gateway, backend: FakeBackend, alice: User, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
