@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from contents import contents
@@ -46,8 +47,8 @@ def sources(installation: Installation, localhost: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def targets(site: Site, localhost: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Where things are kept: on the cluster in the other root."""
-    return {LABEL: f"{site.scratch}/kept", localhost: str(tmp_path_factory.mktemp("kept"))}
+    """Where things are kept: on the cluster in the other root, in a folder that no other gateway's users have."""
+    return {LABEL: f"{site.scratch}/kept-{uuid4()}", localhost: str(tmp_path_factory.mktemp("kept"))}
 
 
 def stashing(mode: str, target: str, kept: list[str], **more: Any) -> dict[str, Any]:

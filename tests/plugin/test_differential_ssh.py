@@ -33,6 +33,7 @@ DIFFERENT_OVER_SSH: dict[str, tuple[str, ...]] = {
     "what is copied onto itself is refused: core.ssh_async empties the file": (
         "copy a file into its own folder",
         "copy a file onto what it is linked to",
+        "copy a pattern of one onto itself",
         "copy onto itself",
         "copyfile onto itself",
         "copyfile onto what it is linked to",
