@@ -142,16 +142,34 @@ class Submissions:
         )
 
     def follow_guard(self, job: Job) -> bool:
-        """Make the copy that runs, or ran, user code the job; whether that is another one than the ledger thought."""
+        """Make the copy that runs, or ran, user code the job; whether that is another one than the ledger thought.
+
+        Where a gateway gave the job up, and was killed before it could write that down, this is made up for.
+        """
         holder, former = self.guard_holder(job), job.scheduler_id
-        if holder in (None, GATEWAY, former):
+        if holder == GATEWAY:
+            return self._give_up_at_last(job)
+        if holder in (None, former):
             return False
         if self._ledger.change(job, taken(str(holder), None), take_over=True) is None:
             return False
-        logger.warning("job %s: %s found the guard taken by %s, which is the job", job.id, former, holder)
+        logger.warning("job %s: its guard was taken by %s, which is the job", job.id, holder)
         if former is not None:
             self._metrics.duplicate()
             self._ledger.note_duplicate(job.id, former)
+        return True
+
+    def _give_up_at_last(self, job: Job) -> bool:
+        end: dict[str, Any] = {"state": JobState.REFUSED, "scheduler_id": None}
+        if job.cancel_requested:
+            end.update(state=JobState.CANCELLED, ended_at=self._now())
+        message = "the gateway gave it up before it ran"
+        if self._ledger.change(job, {**end, "message": message}, take_over=True) is None:
+            return False
+        logger.warning("job %s: its guard was taken by a gateway that gave it up", job.id)
+        if job.scheduler_id is not None:
+            self._metrics.duplicate()
+            self._ledger.note_duplicate(job.id, job.scheduler_id)
         return True
 
     def advance(self, job: Job) -> None:
@@ -171,6 +189,8 @@ class Submissions:
             found = self._look(job)
             if found:
                 self._adopt(job, found)
+            elif self.follow_guard(job):
+                return  # It has run, and the scheduler has forgotten it by now.
             elif proven_absent(job, now, self._backend.settling_time):
                 self._metrics.submission("absent")
                 logger.warning("job %s: its submission never happened", job.id)

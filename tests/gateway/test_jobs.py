@@ -14,6 +14,7 @@ from aiida_marketplace_hpc.gateway.auth import Identity
 from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, Submission, Unknown
 from aiida_marketplace_hpc.gateway.ledger import Job, User
 from aiida_marketplace_hpc.gateway.service import Gateway
+from aiida_marketplace_hpc.gateway.submission import GATEWAY, guard_of
 from aiida_marketplace_hpc.protocol import JobState
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 
@@ -146,6 +147,27 @@ def test_a_lost_answer_is_found_again_and_not_submitted_twice(
     gateway.jobs.reconcile()
     assert current(gateway, job).scheduler_id == "101"
     assert len(backend.submissions) == 1
+
+
+def test_a_lost_submission_that_ran_and_was_forgotten_is_found_by_its_guard(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str, later: list[timedelta]
+) -> None:
+    def lose(submission: Submission) -> str:
+        backend.accept(submission)
+        raise Unknown("Socket timed out on send/recv operation")
+
+    backend.on_submit = lose
+    job = launch(gateway, alice, folder)
+    backend.run("101")
+    backend.end("101", JobState.FAILED, 3)
+    forgotten = backend.forget("101")
+    later.append(timedelta(hours=1))
+    gateway.jobs.reconcile()
+    assert current(gateway, job).scheduler_id == "101"
+    assert len(backend.submissions) == 1
+    backend.recall(forgotten)
+    ended = gateway.jobs.get(alice, job.id, fresh=True)
+    assert (ended.job_state, ended.exit_code) == (JobState.FAILED, 3)
 
 
 def test_a_submission_that_never_arrived_is_repeated_only_after_settling(
@@ -288,6 +310,20 @@ def test_one_round_of_questions_serves_everybody(
     for _ in range(10):
         gateway.jobs.states(alice, [job.id for job in jobs])
     assert backend.questions == ["queue"]
+
+
+def test_a_job_that_was_given_up_by_a_gateway_that_could_not_say_so_has_not_failed(
+    gateway: Gateway, backend: FakeBackend, alice: User, folder: str
+) -> None:
+    job = launch(gateway, alice, folder)
+    Path(folder, guard_of(job.id)).write_text(f"{GATEWAY}\n")
+    assert not backend.run("101")
+    refused = gateway.jobs.get(alice, job.id, fresh=True)
+    assert (refused.job_state, refused.exit_code, refused.duplicates) == (JobState.REFUSED, None, ["101"])
+    assert launch(gateway, alice, folder).attempt == 2
+    assert backend.run("102")
+    backend.end("102", JobState.COMPLETED, 0)
+    assert gateway.jobs.get(alice, job.id, fresh=True).job_state is JobState.COMPLETED
 
 
 def test_cancel_may_be_repeated_and_does_not_change_an_end(
