@@ -23,11 +23,14 @@ from aiida_marketplace_hpc.protocol import REQUEST_ID_HEADER
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_SECURITY_HEADERS = {
+SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
 }
+"""What every answer has, unless it says something else. There is nothing about CORS: pages of other sites cannot read any."""
+_HSTS = "max-age=31536000"
 
 
 class AccessLog:
@@ -126,8 +129,10 @@ class Access:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID_HEADER] = request_id
-                for name, value in _SECURITY_HEADERS.items():
+                for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
+                if scope["scheme"] == "https":
+                    headers["Strict-Transport-Security"] = _HSTS
             elif not message.get("more_body"):
                 # Before the last byte: whoever has the whole answer finds its line in the log.
                 write_line()

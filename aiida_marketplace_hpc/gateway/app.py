@@ -34,7 +34,7 @@ from aiida_marketplace_hpc.gateway import streams
 from aiida_marketplace_hpc.gateway.access import Access, AccessLog, Json, error_response
 from aiida_marketplace_hpc.gateway.auth import bearer_token
 from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE
-from aiida_marketplace_hpc.gateway.pages import api_page, front_page
+from aiida_marketplace_hpc.gateway.pages import POLICY, api_page, front_page
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Stream, parse_parameters
 from aiida_marketplace_hpc.gateway.service import Gateway
@@ -85,11 +85,15 @@ def create_app(gateway: Gateway) -> FastAPI:
                 include_in_schema=path == capability.path,
                 openapi_extra={"parameters": [_documented(parameter) for parameter in capability.parameters]},
             )
-    app.add_api_route("/", lambda: HTMLResponse(front_page(gateway.settings)), include_in_schema=False)
-    app.add_api_route("/docs", lambda: HTMLResponse(api_page(gateway.settings)), include_in_schema=False)
+    for path, page in (("/", front_page), ("/docs", api_page)):
+        app.add_api_route(path, _page(page(gateway.settings)), include_in_schema=False)
     if gateway.settings.metrics:
         app.add_api_route("/metrics", _metrics(gateway), include_in_schema=False)
     return app
+
+
+def _page(content: str) -> Callable[[], Response]:
+    return lambda: HTMLResponse(content, headers={"Content-Security-Policy": POLICY})
 
 
 def _metrics(gateway: Gateway) -> Callable[[], Response]:

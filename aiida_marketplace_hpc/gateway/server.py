@@ -81,15 +81,20 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
 def run(settings: Settings, sockets: list[socket.socket]) -> None:
     """Run the application on a socket that is listening already."""
     gateway = Gateway(settings)
-    config = uvicorn.Config(
+    _Server(configuration(gateway), gateway).run(sockets=sockets)
+
+
+def configuration(gateway: Gateway) -> uvicorn.Config:
+    """How HTTP is served to whoever connects."""
+    return uvicorn.Config(
         create_app(gateway),
         access_log=False,
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=_GRACE,
         lifespan="on",
+        ws="none",
     )
-    _Server(config, gateway).run(sockets=sockets)
 
 
 class _Reloaded:
