@@ -77,6 +77,25 @@ def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
     metavar="GIB",
     help="How much uploads that broke off may take, in each root of a user.  [default: 100]",
 )
+@click.option("--request-limit", type=int, metavar="MIB", help="The largest body of one request.  [default: 65536]")
+@click.option(
+    "--form-limit",
+    type=int,
+    metavar="MIB",
+    help="The largest upload in the published form, which is held in the temporary folder.  [default: 1024]",
+)
+@click.option(
+    "--requests-at-once", type=int, help="Requests of one user that may be under way; 0: any number.  [default: 64]"
+)
+@click.option(
+    "--requests-per-second",
+    type=float,
+    help="Requests of one user in a second, on average over ten; 0: any number.  [default: 200]",
+)
+@click.option(
+    "--jobs-per-user", type=int, help="Jobs of one user that have not ended; 0: any number.  [default: 10000]"
+)
+@click.option("--connections", type=int, help="Connections at once.  [default: 500]")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with the same settings.")
 def serve(config: Path | None, reload: bool, **flags: Any) -> None:
     """Serve a gateway over HTTP.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import threading
 import time
 import uuid
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aiida_marketplace_hpc.errors import GatewayError, ServerFault
+from aiida_marketplace_hpc.errors import Busy, GatewayError, ServerFault
 from aiida_marketplace_hpc.protocol import REQUEST_ID_HEADER
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 """What every answer has, unless it says something else. There is nothing about CORS: pages of other sites cannot read any."""
+FULL = "full"
+"""The key in the state of a request's scope that says: it came on a connection that was one too many."""
 _HSTS = "max-age=31536000"
 
 
@@ -80,7 +84,7 @@ def error_response(error: GatewayError) -> Json:
     headers = {}
     retry_after = getattr(error, "retry_after", None)
     if retry_after is not None:
-        headers["Retry-After"] = str(max(1, round(retry_after)))
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
     return Json(error.to_wire(), status_code=error.status, headers=headers)
 
 
@@ -100,6 +104,7 @@ class Access:
         # Handlers add what they find out (user, capability) to this dictionary.
         noted: dict[str, Any] = scope.setdefault("state", {})
         noted["request_id"] = request_id
+        at_end = noted["at_end"] = ExitStack()
         started = time.monotonic()
         status = 0
         logged = False
@@ -139,7 +144,14 @@ class Access:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            if noted.get(FULL):
+                full = Busy("the gateway has as many connections as it takes: try again later", request_id=request_id)
+                answer = error_response(full)
+                answer.headers["Connection"] = "close"
+                await answer(scope, receive, send_with_headers)
+            else:
+                with at_end:
+                    await self._app(scope, receive, send_with_headers)
         except Exception:
             logger.exception("request %s failed", request_id)
             if status:

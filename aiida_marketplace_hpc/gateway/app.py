@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from aiida_marketplace_hpc import __version__
@@ -28,11 +28,12 @@ from aiida_marketplace_hpc.errors import (
     InvalidRequest,
     NotFound,
     ServerFault,
-    TooLarge,
 )
 from aiida_marketplace_hpc.gateway import streams
 from aiida_marketplace_hpc.gateway.access import Access, AccessLog, Json, error_response
 from aiida_marketplace_hpc.gateway.auth import bearer_token
+from aiida_marketplace_hpc.gateway.config import MAX_JSON, MIB, Settings
+from aiida_marketplace_hpc.gateway.limits import Limits
 from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE
 from aiida_marketplace_hpc.gateway.pages import POLICY, api_page, front_page
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
@@ -42,8 +43,6 @@ from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability, Parameter
 
 logger = logging.getLogger(__name__)
 
-MAX_JSON = 16 * 1024 * 1024
-"""Bytes of a JSON body."""
 _THREADS = 100
 
 
@@ -73,12 +72,13 @@ def create_app(gateway: Gateway) -> FastAPI:
     )
     app.add_middleware(Access, log=log)
     app.add_exception_handler(HTTPException, _http_error)
+    limits = Limits(at_once=gateway.settings.requests_at_once, per_second=gateway.settings.requests_per_second)
     for capability in CAPABILITIES:
         paths = {capability.path, capability.path.rstrip("/")}
         for path in sorted(paths):
             app.add_api_route(
                 path,
-                _endpoint(gateway, capability),
+                _endpoint(gateway, capability, limits),
                 methods=[capability.method],
                 operation_id=capability.name,
                 summary=capability.summary,
@@ -123,8 +123,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return error_response(ServerFault(str(error), request_id=request_id))
 
 
-def _endpoint(gateway: Gateway, capability: Capability) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(gateway: Gateway, capability: Capability, limits: Limits) -> Callable[[Request], Awaitable[Response]]:
     handler = HANDLERS[capability.name]
+    settings = gateway.settings
 
     async def endpoint(request: Request) -> Response:
         request.state.capability = capability.name
@@ -135,10 +136,12 @@ def _endpoint(gateway: Gateway, capability: Capability) -> Callable[[Request], A
                 known = gateway.known_caller(token)
                 caller = known if known is not None else await run_in_threadpool(gateway.caller, token)
                 request.state.user = caller.user.email
+                limits.admit(caller.user.id)
+                request.state.at_end.callback(limits.release, caller.user.id)
             parameters = parse_parameters(capability, request.path_params, _query(request))
             async with AsyncExitStack() as resources:
                 fields = await _json(request) if capability.body == "json" else {}
-                body = await _file(request, resources) if capability.body == "file" else None
+                body = await _file(request, settings, resources) if capability.body == "file" else None
                 call = Call(gateway, parameters, fields, caller, body)
                 answer = await run_in_threadpool(_carried_out, handler, call)
                 if isinstance(answer, Later):
@@ -174,11 +177,7 @@ async def _awaited(later: Later) -> dict[str, Any]:
 
 
 async def _json(request: Request) -> dict[str, Any]:
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MAX_JSON:
-            raise TooLarge(f"a JSON body has at most {MAX_JSON} bytes")
+    raw = await streams.whole(streams.bounded(request, MAX_JSON))
     try:
         fields = json.loads(raw) if raw else {}
     except ValueError as exc:
@@ -188,9 +187,12 @@ async def _json(request: Request) -> dict[str, Any]:
     return fields
 
 
-async def _file(request: Request, resources: AsyncExitStack) -> Body:
+async def _file(request: Request, settings: Settings, resources: AsyncExitStack) -> Body:
     """The file of an upload: the part ``file`` of a form, as published, or the body itself."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    is_form = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+    limit = settings.request_limit
+    request = streams.bounded(request, (min(limit, settings.form_limit) if is_form else limit) * MIB)
+    if not is_form:
         length = request.headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length) <= streams.PIECE:
             return Body(io.BytesIO(await streams.whole(request)).read)
@@ -201,6 +203,8 @@ async def _file(request: Request, resources: AsyncExitStack) -> Body:
         form = await request.form(max_files=1, max_fields=10)
     except (MultiPartException, HTTPException) as exc:
         raise InvalidRequest(f"the form does not parse: {exc}") from exc
+    except ClientDisconnect as exc:
+        raise streams.broken() from exc
     resources.push_async_callback(form.close)
     part = form.get("file")
     if not isinstance(part, UploadFile):

@@ -18,6 +18,9 @@ from pydantic_settings import (
 
 from aiida_marketplace_hpc.errors import ConfigurationError
 
+MIB = 1024 * 1024
+MAX_JSON = 16 * MIB
+"""Bytes of a JSON body."""
 HOME = "home"
 """The name of the root that ``--home`` makes."""
 _ROOT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,19}")  # Shorter than a job id, so that the two are never confused.
@@ -134,6 +137,18 @@ class Settings(BaseSettings):
     """Days for which an upload that broke off is kept, to be continued."""
     unfinished_limit: int = Field(default=100, ge=0)
     """GiB that uploads that broke off may take, in each root of a user."""
+    request_limit: int = Field(default=64 * 1024, ge=1)
+    """MiB of the body of one request."""
+    form_limit: int = Field(default=1024, ge=1)
+    """MiB of an upload in the published form, which lies in the temporary folder of the machine until it is whole."""
+    requests_at_once: int = Field(default=64, ge=0)
+    """Requests of one user that may be under way; 0: any number."""
+    requests_per_second: float = Field(default=200.0, ge=0.0)
+    """Requests of one user in a second, on average over ten; 0: any number."""
+    jobs_per_user: int = Field(default=10_000, ge=0)
+    """Jobs of one user that have not ended; 0: any number."""
+    connections: int = Field(default=500, ge=1)
+    """Connections at once; the process needs twice as many open files (``ulimit -n``)."""
 
     @field_validator("home")
     @classmethod

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import aiida_marketplace_hpc
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.app import create_app
 from aiida_marketplace_hpc.gateway.config import RootTemplate, Settings, load
+from aiida_marketplace_hpc.gateway.connections import KEEP_ALIVE, Connection
 from aiida_marketplace_hpc.gateway.service import Gateway
 
 logger = logging.getLogger(__name__)
@@ -88,9 +90,11 @@ def configuration(gateway: Gateway) -> uvicorn.Config:
     """How HTTP is served to whoever connects."""
     return uvicorn.Config(
         create_app(gateway),
+        http=partial(Connection, most=gateway.settings.connections),  # type: ignore[arg-type]
         access_log=False,
         log_config=None,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=_GRACE,
         lifespan="on",
         ws="none",
