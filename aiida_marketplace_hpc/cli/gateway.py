@@ -60,7 +60,25 @@ def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
 @click.option("--slots", type=int, help="Jobs that the backend local runs at once.  [default: number of processors]")
 @click.option("--poll-interval", type=float, help="Seconds for which one answer of the scheduler serves everybody.")
 @click.option(
-    "--access-log", type=click.Path(path_type=Path, dir_okay=False), help="Append a JSON line for each request."
+    "--certfile",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Serve HTTPS with this certificate (PEM, with those of its authorities).",
+)
+@click.option(
+    "--keyfile",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The certificate's key, unless it is in the same file.",
+)
+@click.option(
+    "--trusted-proxy",
+    multiple=True,
+    metavar="ADDRESS",
+    help="A reverse proxy, or a network of them, whose X-Forwarded-For and -Proto are believed. May be repeated.",
+)
+@click.option(
+    "--access-log",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Append a JSON line for each request and operation.",
 )
 @click.option(
     "--metrics",

@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl
@@ -37,7 +37,7 @@ from aiida_marketplace_hpc.gateway.limits import Limits
 from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE
 from aiida_marketplace_hpc.gateway.pages import POLICY, api_page, front_page
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
-from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Stream, parse_parameters
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Note, Stream, parse_parameters
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability, Parameter
 
@@ -78,7 +78,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         for path in sorted(paths):
             app.add_api_route(
                 path,
-                _endpoint(gateway, capability, limits),
+                _endpoint(gateway, capability, limits, log),
                 methods=[capability.method],
                 operation_id=capability.name,
                 summary=capability.summary,
@@ -113,17 +113,23 @@ def _documented(parameter: Parameter) -> dict[str, Any]:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and wrong methods, in the form of every other error."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    request_id = request.state.request_id
+    path, request_id = request.url.path, request.state.request_id
+    answer: GatewayError
     if status == 405:
-        answer = InvalidRequest(f"{request.method} is not possible on {request.url.path}", request_id=request_id)
-        headers = getattr(error, "headers", None)
-        return Json(answer.to_wire(), status_code=405, headers=headers)
-    if status == 404:
-        return error_response(NotFound(f"there is nothing at {request.url.path}; see /docs", request_id=request_id))
-    return error_response(ServerFault(str(error), request_id=request_id))
+        answer = InvalidRequest(f"{request.method} is not possible on {path}", request_id=request_id)
+    elif status == 404:
+        answer = NotFound(f"there is nothing at {path}; see /docs", request_id=request_id)
+    else:
+        answer = ServerFault(str(error), request_id=request_id)
+    request.state.outcome = answer.code
+    if status == 405:
+        return Json(answer.to_wire(), status_code=405, headers=getattr(error, "headers", None))
+    return error_response(answer)
 
 
-def _endpoint(gateway: Gateway, capability: Capability, limits: Limits) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(
+    gateway: Gateway, capability: Capability, limits: Limits, log: AccessLog
+) -> Callable[[Request], Awaitable[Response]]:
     handler = HANDLERS[capability.name]
     settings = gateway.settings
 
@@ -142,18 +148,39 @@ def _endpoint(gateway: Gateway, capability: Capability, limits: Limits) -> Calla
             async with AsyncExitStack() as resources:
                 fields = await _json(request) if capability.body == "json" else {}
                 body = await _file(request, settings, resources) if capability.body == "file" else None
-                call = Call(gateway, parameters, fields, caller, body)
+                call = Call(gateway, parameters, fields, caller, body, _operations_noted(request, log))
                 answer = await run_in_threadpool(_carried_out, handler, call)
                 if isinstance(answer, Later):
                     answer = await _awaited(answer)
             return answer if isinstance(answer, Response) else Json(answer)
         except GatewayError as exc:
             exc.request_id = request.state.request_id
+            request.state.outcome = exc.code
             if isinstance(exc, ServerFault):
                 logger.error("request %s: %s", request.state.request_id, exc)
             return error_response(exc)
 
     return endpoint
+
+
+def _operations_noted(request: Request, log: AccessLog) -> Note:
+    """What writes the operations of a request into the log; it may do so when the request has been answered."""
+    noted = request.state
+    request_id, user, client = noted.request_id, getattr(noted, "user", None), noted.client
+
+    def note(operation: str | None, fields: Mapping[str, Any], outcome: str) -> None:
+        log.write(
+            {
+                "request_id": request_id,
+                "operation": operation,
+                "fields": fields,
+                "outcome": outcome,
+                "user": user,
+                "client": client,
+            }
+        )
+
+    return note
 
 
 def _carried_out(handler: Callable[[Call], Answer], call: Call) -> dict[str, Any] | Later | Response:
@@ -180,7 +207,7 @@ async def _json(request: Request) -> dict[str, Any]:
     raw = await streams.whole(streams.bounded(request, MAX_JSON))
     try:
         fields = json.loads(raw) if raw else {}
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise InvalidRequest(f"the body is not JSON: {exc}") from exc
     if not isinstance(fields, dict):
         raise InvalidRequest("the body is a JSON object")

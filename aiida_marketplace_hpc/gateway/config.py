@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from dataclasses import dataclass
@@ -130,6 +131,10 @@ class Settings(BaseSettings):
     """Jobs that the backend ``local`` runs at once; 0: as many as there are processors."""
     poll_interval: float = Field(default=0.0, ge=0.0)
     """Seconds for which one answer of the scheduler serves everybody; 0: what suits the backend."""
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    trusted_proxy: tuple[str, ...] = ()
+    """Addresses and networks whose word is taken for who connects to them, and whether with TLS."""
     access_log: Path | None = None
     metrics: bool = False
     """Show figures for Prometheus at ``/metrics``, to everybody who reaches the gateway."""
@@ -162,6 +167,22 @@ class Settings(BaseSettings):
         if HOME in names or len(set(names)) != len(names):
             raise ValueError("every root needs a name of its own, and `home` is the one that --home makes")
         return value
+
+    @field_validator("trusted_proxy")
+    @classmethod
+    def _proxies_are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                ipaddress.ip_network(text)
+            except ValueError as exc:
+                raise ValueError(f"a trusted proxy is an address or network such as 10.0.0.0/24: {exc}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _key_has_a_certificate(self) -> Settings:
+        if self.keyfile is not None and self.certfile is None:
+            raise ValueError("a keyfile needs its certificate: give --certfile, too")
+        return self
 
     @model_validator(mode="after")
     def _folders_are_apart(self) -> Settings:

@@ -60,12 +60,12 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self._is_busy:
-            self._unsent = self.transport.get_write_buffer_size()
+            self._unsent = self._unsent_now()
             self._wait(streams.STALLED + KEEP_ALIVE, self._no_request)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unsent = self.transport.get_write_buffer_size()
+        self._unsent = self._unsent_now()
         self._wait(_TAKEN * streams.STALLED, self._not_taken)
 
     def resume_writing(self) -> None:
@@ -73,6 +73,20 @@ class Connection(H11Protocol):
         self._stop_waiting()
         if not self._is_busy:
             self._wait(streams.STALLED + KEEP_ALIVE, self._no_request)
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._hang_up()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if not self._is_busy:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close at once what has nothing to send: with TLS the other side would be waited for, which may be asleep."""
+        if not self._unsent_now():
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP at all, or has too long a head."""
@@ -104,14 +118,20 @@ class Connection(H11Protocol):
             self._timer.cancel()
             self._timer = None
 
+    def _unsent_now(self) -> int:
+        """Bytes that wait for the other side to take what came before them."""
+        # Below TLS there is a second buffer, of which asyncio does not tell otherwise.
+        below = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
+        return self.transport.get_write_buffer_size() + (below.get_write_buffer_size() if below is not None else 0)
+
     def _no_request(self) -> None:
-        if self.transport.get_write_buffer_size():
+        if self._unsent_now():
             self._not_taken()  # The answer to the last one is still on its way.
         else:
             self.transport.abort()
 
     def _not_taken(self) -> None:
-        unsent = self.transport.get_write_buffer_size()
+        unsent = self._unsent_now()
         if unsent >= self._unsent > 0:
             self.transport.abort()
             return

@@ -51,10 +51,18 @@ class ServedGateway:
     @property
     def url(self) -> str:
         """The gateway's address."""
-        return "http://{}:{}".format(*self._socket.getsockname())
+        scheme = "https" if self.gateway.settings.certfile else "http"
+        return "{}://{}:{}".format(scheme, *self._socket.getsockname())
 
     def requests(self) -> list[dict[str, Any]]:
         """The requests that were answered so far, as the access log has them."""
+        return [line for line in self._logged() if "method" in line]
+
+    def operations(self) -> list[dict[str, Any]]:
+        """The operations of ``query`` that have ended so far, as the access log has them."""
+        return [line for line in self._logged() if "operation" in line]
+
+    def _logged(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.access_log.read_text().splitlines()]
 
     def __enter__(self) -> ServedGateway:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -267,29 +266,6 @@ def test_the_pages_for_people(served: ServedGateway) -> None:
         "restart",
         "force",
     ]
-
-
-def test_the_access_log_has_a_line_for_each_request_and_no_token(served: ServedGateway, alice: Client) -> None:
-    answer = alice.send("GET", "/api/v1/info", headers={"X-Request-Id": "from-the-client"})
-    assert answer.headers["X-Request-Id"] == "from-the-client"
-    Client(served, None).send("GET", "/heartbeat", headers={"X-Request-Id": "bad id\t"})
-    served.stop()
-    lines = served.requests()
-    assert [(line["capability"], line["status"], line["user"]) for line in lines] == [
-        ("getInfo", 200, ALICE),
-        ("heartbeat", 200, None),
-    ]
-    assert lines[0]["request_id"] == "from-the-client"
-    assert lines[1]["request_id"] != "bad id"
-    assert "token-of" not in json.dumps(lines)
-
-
-def test_an_access_log_on_a_full_disk_keeps_nobody_from_being_answered(tmp_path: Path, backend: FakeBackend) -> None:
-    with ServedGateway(tmp_path, backend) as served:
-        served.access_log.unlink()
-        served.access_log.symlink_to("/dev/full")
-    with ServedGateway(tmp_path, backend) as served:
-        assert Client(served, ALICE).send("GET", "/api/v1/info").status_code == 200
 
 
 def test_the_first_thing_that_a_new_user_does_may_be_anything(served: ServedGateway, tmp_path: Path) -> None:
