@@ -113,6 +113,10 @@ def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
 @click.option(
     "--jobs-per-user", type=int, help="Jobs of one user that have not ended; 0: any number.  [default: 10000]"
 )
+@click.option(
+    "--archive-members", type=int, help="Files, folders and links that may come out of one archive.  [default: 1000000]"
+)
+@click.option("--archive-size", type=int, metavar="GIB", help="How much may come out of one archive.  [default: 1024]")
 @click.option("--connections", type=int, help="Connections at once.  [default: 500]")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with the same settings.")
 def serve(config: Path | None, reload: bool, **flags: Any) -> None:

@@ -20,6 +20,7 @@ from pydantic_settings import (
 from aiida_marketplace_hpc.errors import ConfigurationError
 
 MIB = 1024 * 1024
+GIB = 1024 * MIB
 MAX_JSON = 16 * MIB
 """Bytes of a JSON body."""
 HOME = "home"
@@ -152,6 +153,10 @@ class Settings(BaseSettings):
     """Requests of one user in a second, on average over ten; 0: any number."""
     jobs_per_user: int = Field(default=10_000, ge=0)
     """Jobs of one user that have not ended; 0: any number."""
+    archive_members: int = Field(default=1_000_000, ge=1)
+    """Files, folders and links that may come out of one archive."""
+    archive_size: int = Field(default=1024, ge=1)
+    """GiB that may come out of one archive."""
     connections: int = Field(default=500, ge=1)
     """Connections at once; the process needs twice as many open files (``ulimit -n``)."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, TooLarge
 from aiida_marketplace_hpc.gateway import archives
+from aiida_marketplace_hpc.gateway.config import GIB
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.operations import Running
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, Later
@@ -269,6 +270,7 @@ def _extract(call: Call, fields: Fields) -> Any:
         _text(fields, "path"),
         _text(fields, "target"),
         strip_components=_number(fields, "strip_components"),
+        most=(call.gateway.settings.archive_members, call.gateway.settings.archive_size * GIB),
     )
 
 
