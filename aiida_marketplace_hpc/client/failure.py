@@ -19,10 +19,10 @@ from aiida_marketplace_hpc.errors import (
 )
 
 
-def connection_error(exc: Exception, exchange: Exchange, host: str, request_id: str) -> MarketplaceHpcError:
+def connection_error(exc: Exception, exchange: Exchange, host: str, request_id: str = "") -> MarketplaceHpcError:
     """Turn an error of requests, urllib3, ssl or a socket into one of ours."""
     causes = list(_causes(exc))
-    suffix = f" [request {request_id}]" if exchange.sent else ""
+    suffix = f" [request {request_id}]" if exchange.sent and request_id else ""
     for cause in causes:
         if isinstance(cause, (ssl.SSLCertVerificationError, ssl.CertificateError)):
             reason = getattr(cause, "verify_message", "") or str(cause)
@@ -53,9 +53,7 @@ def connection_error(exc: Exception, exchange: Exchange, host: str, request_id: 
     if any(isinstance(cause, requests.exceptions.ProxyError) for cause in causes):
         return ConnectionFailed(f"the proxy on the way to {host} fails: check HTTPS_PROXY{suffix}", phase=phase)
     if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
-        return ConnectionFailed(
-            f"{host} refuses connections: check the url; is the gateway running?{suffix}", phase=phase
-        )
+        return ConnectionFailed(f"{host} refuses connections: check the url; does it run?{suffix}", phase=phase)
     if any(_is_late(cause) for cause in causes):
         action = "did not answer" if exchange.sent else "cannot be reached"
         return DeadlineExceeded(f"{host} {action} in time: try again later{suffix}", phase=phase)
