@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from aiida_marketplace_hpc.cli.admin import admin
+from aiida_marketplace_hpc.cli.admin_user import user
+from aiida_marketplace_hpc.cli.identity import identity_options
 from aiida_marketplace_hpc.errors import ConfigurationError
 
 
@@ -16,17 +18,8 @@ def gateway() -> None:
     """Publish a cluster: serve the gateway."""
 
 
+admin.add_command(user)
 gateway.add_command(admin)
-
-
-def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:
-    tokens = {}
-    for value in values:
-        user, separator, token = value.partition("=")
-        if not separator:
-            raise click.BadParameter("it is USER=TOKEN")
-        tokens[user] = token
-    return tokens or None
 
 
 @gateway.command()
@@ -48,13 +41,7 @@ def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
     "--state", type=click.Path(path_type=Path, file_okay=False), help="The folder for the gateway's own data."
 )
 @click.option("--database", metavar="URL", help="The database.  [default: SQLite in the state folder]")
-@click.option(
-    "--dev-token",
-    multiple=True,
-    callback=_tokens,
-    metavar="USER=TOKEN",
-    help="Accept this token as this user's. Development only: arguments are visible to everybody on the machine.",
-)
+@identity_options
 @click.option("--name", help="What the gateway calls itself.")
 @click.option("--machine", help="What the machine is called.  [default: the backend's name]")
 @click.option("--slots", type=int, help="Jobs that the backend local runs at once.  [default: number of processors]")

@@ -121,6 +121,24 @@ class Settings(BaseSettings):
     database: str = ""
     dev_token: dict[str, str] = Field(default_factory=dict, repr=False)
     """Development tokens: the token of each user."""
+    auth: Literal["dev", "oidc", "marketplace"] = "dev"
+    """How to find out whose a token is."""
+    allow_dev_tokens: bool = False
+    """Accept development tokens on an address that others reach, too."""
+    issuer: str = ""
+    """Who issues the tokens; with ``marketplace`` the realm of ``MP_HOST_URL`` or ``MP_HOST`` by default."""
+    audience: tuple[str, ...] = ()
+    email_claim: str = "email"
+    account: Literal["own", "shared", "delegated"] | None = None
+    """Under whose Unix account files are written and jobs run."""
+    owner: str = ""
+    """With the account ``own``: who may use the gateway, by e-mail address or subject."""
+    require_registration: bool = False
+    allow: tuple[str, ...] = ()
+    allow_claim: tuple[str, ...] = ()
+    home_claim: str = ""
+    home_map: Path | None = None
+    home_command: tuple[str, ...] = ()
     name: str = "HPC gateway"
     machine: str = ""
     slots: int = Field(default=0, ge=0)
@@ -162,7 +180,7 @@ class Settings(BaseSettings):
                     f"the root {root.name} would not be read-only: it lies below {above.name} ({above.template}), "
                     "which can be written"
                 )
-        if not self.roots[0].per_user and len(self.dev_token) != 1 and not self.allow_shared_home:
+        if not self.roots[0].per_user and self.account_mode != "own" and not self.allow_shared_home:
             raise ValueError(
                 f"--home {self.home} is one folder for several users, who would reach each other's files: put {{username}} "
                 "into it, or, if that is what you want, give --allow-shared-home"
@@ -181,12 +199,12 @@ class Settings(BaseSettings):
         return self.database or f"sqlite:///{self.state.expanduser().absolute() / 'ledger.sqlite'}"
 
     @property
-    def account_mode(self) -> Literal["own", "shared"]:
-        """Under whose Unix account files are written and jobs run, as far as callers must know it.
+    def account_mode(self) -> Literal["own", "shared", "delegated"]:
+        """Under whose Unix account files are written and jobs run: :mod:`aiida_marketplace_hpc.gateway.account`.
 
-        ``own``: the gateway serves one person only, who also runs it. ``shared``: one service account for all.
+        Unless it is said, the account is the own one of somebody who is the only one with a development token.
         """
-        return "own" if len(self.dev_token) == 1 else "shared"
+        return self.account or ("own" if self.auth == "dev" and len(self.dev_token) == 1 else "shared")
 
     @property
     def machine_name(self) -> str:

@@ -79,6 +79,19 @@ class User(Base):
     username: Mapped[str] = mapped_column(String(64), unique=True)
     """The name of this user's folder on the cluster: nobody else's."""
     created_at: Mapped[datetime] = mapped_column(_UtcDateTime)
+    registered: Mapped[bool] = mapped_column(Boolean, default=False)
+    """Whether an operator has admitted them by name."""
+    blocked: Mapped[bool] = mapped_column(Boolean, default=False)
+
+
+class Invitation(Base):
+    """Somebody whom an operator has admitted and who has not come yet."""
+
+    __tablename__ = "invitations"
+
+    who: Mapped[str] = mapped_column(String(255), primary_key=True)
+    """Their subject or e-mail address."""
+    created_at: Mapped[datetime] = mapped_column(_UtcDateTime)
 
 
 class Job(Base):
@@ -173,6 +186,10 @@ def automatic_key(folder: str, script: str, script_digest: str) -> str:
     return f"auto:{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()}"
 
 
+class NameTaken(Exception):
+    """Somebody else has the folder name that somebody should get."""
+
+
 class Ledger:
     """Users and jobs.
 
@@ -213,14 +230,16 @@ class Ledger:
     # Users
 
     def user_of(self, identity: Identity, names: Callable[[str, str], Iterable[str]] | None = None) -> User:
-        """The user of an identity, registered now if they are new; may be repeated.
+        """The user of an identity, added now if they are new; may be repeated.
+
+        Whoever is known keeps their folder, also under another e-mail address.
 
         :param names: the folder names that they may get, of the one that their address makes and :func:`owner_of` them.
+        :raises NameTaken: if somebody else has all of them.
         """
-        with self.reading() as session:
-            known: User | None = session.scalar(_by_identity(identity))
+        known = self.find_user(identity)
         if known is not None:
-            return known
+            return self._renamed(known, identity)
         claimed = self._claim(identity)
         if claimed is not None:
             return claimed
@@ -245,7 +264,21 @@ class Ledger:
                 existing = self._claim(identity)
                 if existing is not None:
                     return existing
-        raise RuntimeError(f"no free folder name for {identity.email}")
+        raise NameTaken(f"no free folder name for {identity}")
+
+    def find_user(self, identity: Identity) -> User | None:
+        """The user of an identity, if they have been here."""
+        with self.reading() as session:
+            known: User | None = session.scalar(_by_identity(identity))
+        return known
+
+    def _renamed(self, user: User, identity: Identity) -> User:
+        """Write down what somebody is called by now."""
+        if (user.email, user.name) != (identity.email, identity.name):
+            with self.writing() as session:
+                session.execute(update(User).where(User.id == user.id).values(email=identity.email, name=identity.name))
+            user.email, user.name = identity.email, identity.name
+        return user
 
     def user_by_owner(self, owner: str, username: str) -> User:
         """The user that :func:`owner_of` names, made again where the ledger has lost them.
@@ -276,9 +309,7 @@ class Ledger:
         statement = update(User).where(User.issuer == _LOST, User.subject == owner).values(**named)
         with self.writing() as session:
             session.execute(statement)
-        with self.reading() as session:
-            claimed: User | None = session.scalar(_by_identity(identity))
-        return claimed
+        return self.find_user(identity)
 
     def user(self, user_id: str) -> User:
         """The user of that id.

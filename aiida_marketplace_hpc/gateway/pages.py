@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from aiida_marketplace_hpc import __version__
+from aiida_marketplace_hpc.gateway.account import SEPARATION
 from aiida_marketplace_hpc.gateway.config import Settings
 from aiida_marketplace_hpc.protocol import CAPABILITIES, OPERATIONS
 
@@ -16,12 +17,6 @@ th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-bot
 small { color: #52606d }
 """
 
-_ACCOUNT_MODES = {
-    "own": "This gateway serves one person, who also runs it.",
-    "shared": "All users' jobs run under one Unix account: the gateway keeps users' files and jobs apart, "
-    "but a job itself can reach whatever that account can.",
-}
-
 
 def front_page(settings: Settings) -> str:
     """What this gateway is, and where to go from here."""
@@ -32,7 +27,7 @@ def front_page(settings: Settings) -> str:
 <p>This is an HPC gateway: it lets programs run jobs on a cluster and reach files there over HTTP.
 It is running version {escape(__version__)} of <code>aiida-marketplace-hpc</code> with the backend
 <code>{escape(settings.backend)}</code>.</p>
-<p>{escape(_ACCOUNT_MODES[settings.account_mode])}</p>
+<p>{escape(SEPARATION[settings.account_mode])}</p>
 <ul>
 <li><a href="docs">What can be asked of it</a> (<a href="openapi.json">as an OpenAPI document</a>)</li>
 <li><a href="heartbeat">Whether it is up</a></li>

@@ -16,6 +16,7 @@ from uvicorn.supervisors import ChangeReload
 
 import aiida_marketplace_hpc
 from aiida_marketplace_hpc.errors import ConfigurationError
+from aiida_marketplace_hpc.gateway.account import SEPARATION
 from aiida_marketplace_hpc.gateway.app import create_app
 from aiida_marketplace_hpc.gateway.config import RootTemplate, Settings, load
 from aiida_marketplace_hpc.gateway.service import Gateway
@@ -151,13 +152,13 @@ def _welcome(settings: Settings) -> Sequence[str]:
     roots = ", ".join(
         f"{root.name}={root.template}{' (read-only)' if root.read_only else ''}" for root in settings.roots
     )
-    accounts = {
-        "own": "own: one person, who also runs the gateway",
-        "shared": "shared: jobs of all users run under this one Unix account and reach what it reaches, "
-        "the gateway's tokens and database included",
+    people = {
+        "dev": "development tokens are in use: for trials and for one's own machine, not for the internet",
+        "oidc": f"tokens of {settings.issuer} for {', '.join(settings.audience)} are accepted",
+        "marketplace": "tokens of the MarketPlace are accepted",
     }
     return (
         f"backend {settings.backend}, roots {roots}",
-        f"cluster account {accounts[settings.account_mode]}",
-        "development tokens are in use: for trials and for one's own machine, not for the internet",
+        f"cluster account {settings.account_mode}: {SEPARATION[settings.account_mode]}",
+        people[settings.auth],
     )

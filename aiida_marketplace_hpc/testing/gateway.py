@@ -13,8 +13,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from aiida_marketplace_hpc.testing.machine import Machine, RigError, free_ports, tail, wait_until
+
+if TYPE_CHECKING:
+    from aiida_marketplace_hpc.testing.oidc import OidcProvider
 
 _READY = re.compile(r"^listening on (http://\S+)\s*$", re.MULTILINE)
 
@@ -55,6 +59,8 @@ class GatewayProcess:
     :param env: added to its environment, such as :attr:`SlurmCluster.env`.
     :param beside: another one that has been started: this one uses its state, with database and spool, its tokens and homes,
         and is closed before it.
+    :param provider: accept the tokens of this provider instead of development tokens; :attr:`tokens` is empty.
+    :param auth: how they are checked: ``oidc``, by the gateway, or ``marketplace``, by asking the provider.
     """
 
     def __init__(
@@ -69,10 +75,15 @@ class GatewayProcess:
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         beside: GatewayProcess | None = None,
+        provider: OidcProvider | None = None,
+        auth: Literal["oidc", "marketplace"] = "oidc",
     ) -> None:
         self.machine = machine
         self.backend = backend
-        self.tokens: dict[str, str] = beside.tokens if beside else {name: secrets.token_urlsafe(24) for name in users}
+        self.provider = provider
+        self.auth = auth
+        own = {} if provider else {name: secrets.token_urlsafe(24) for name in users}
+        self.tokens: dict[str, str] = beside.tokens if beside else own
         self.user = user or machine.user
         self.home: str = home or (beside.home if beside else f"{machine.home}/{{username}}")
         default = {"scratch": f"{machine.scratch}/{{username}}", "software": f"{machine.software}:ro"}
@@ -106,7 +117,7 @@ class GatewayProcess:
 
     @property
     def token(self) -> str:
-        """The token of the first of its users."""
+        """The development token of the first of its users."""
         return next(iter(self.tokens.values()))
 
     @property
@@ -224,4 +235,9 @@ class GatewayProcess:
             arguments += ["--root", f"{name}={template}"]
         for name, token in self.tokens.items():
             arguments += ["--dev-token", f"{name}={token}"]
+        if self.provider is not None:
+            arguments += ["--auth", self.auth, "--issuer", self.provider.issuer]
+            audience = self.provider.audience if self.auth == "oidc" else []
+            for name in [audience] if isinstance(audience, str) else audience:
+                arguments += ["--audience", name]
         return [*arguments, *self._options]

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from aiida_marketplace_hpc import __version__
+from aiida_marketplace_hpc.gateway.account import SEPARATION
 from aiida_marketplace_hpc.gateway.roots import Root
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
 from aiida_marketplace_hpc.gateway.submission import MAX_SCRIPT
@@ -34,6 +35,7 @@ def create_user(call: Call) -> Answer:
 def get_info(call: Call) -> Answer:
     """Say everything that a client needs to know before it works with the gateway."""
     caller, settings = call.caller, call.gateway.settings
+    authenticator = call.gateway.authenticator
     caller.files.roots.prepare()
     machine = {**call.gateway.backend.describe(), "name": settings.machine_name, "backend": call.gateway.backend.name}
     return {
@@ -44,6 +46,13 @@ def get_info(call: Call) -> Answer:
         "extensions": list(EXTENSIONS),
         "machines": [machine],
         "account_mode": settings.account_mode,
+        "account_note": SEPARATION[settings.account_mode],
+        "auth": {
+            "method": authenticator.method,
+            "issuer": authenticator.issuer,
+            "audience": list(settings.audience),
+            "refresh_margin": authenticator.refresh_margin,
+        },
         "username": caller.user.username,
         "email": caller.user.email,
         "home": caller.home,
