@@ -27,7 +27,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "job": ("job:job", "Create, launch, watch and cancel jobs."),
     "file": ("file:file", "List, upload, download and delete files."),
     "shell": ("shell:shell", "Look at and work on the cluster's files, as in a shell."),
-    "computer": ("computer:computer", "Look after a computer in AiiDA that is a gateway."),
+    "computer": ("computer:computer", "Make a gateway a computer in AiiDA, and look after it."),
     "gateway": ("gateway:gateway", "Publish a cluster: serve the gateway."),
     "demo": ("demo:demo", "See a study run from beginning to end."),
 }

@@ -115,6 +115,23 @@ class HpcGateway:
         """
         return self._call("heartbeat")
 
+    def clock_offset(self) -> float | None:
+        """Ask how far the clock at the other end is ahead of this machine's. May be repeated.
+
+        :return: seconds, exact to one or two; ``None`` if it is not said. A proxy may answer with its own time.
+        """
+        before = time.time()
+
+        def read(answer: Answer) -> float | None:
+            answer.json()
+            return answer.date
+
+        moment = self._session.call(self._request("heartbeat"), read)
+        if moment is None:
+            return None
+        # The header has whole seconds.
+        return moment - before if moment < before - 1 else max(0.0, moment - time.time())
+
     def create_user(self) -> Json:
         """Register the caller and make their home on the cluster. May be repeated.
 
