@@ -11,7 +11,7 @@
     └── GatewayError                  the gateway answered: no
         ├── InvalidRequest     400    the request makes no sense; repeating it changes nothing
         ├── Unauthorized       401    no token, or one that is not accepted
-        ├── Forbidden          403    a path outside the roots, a write below a read-only root
+        ├── Forbidden          403    a path outside the roots, a write below a read-only root, somebody who is not admitted
         ├── NotFound           404    no such job of yours, no such path on the gateway
         ├── Conflict           409    the state of the job or folder does not allow it
         ├── FileError          409    the file system refused; ``errno`` says how
@@ -21,7 +21,7 @@
         ├── Busy               429    too much at once; ask again after ``retry_after`` seconds
         ├── ServerFault        500    a fault of the gateway's own
         ├── NotSupported       501    this gateway cannot do that
-        └── Unavailable        503    what the gateway needs (scheduler, database) does not answer now
+        └── Unavailable        503    what the gateway needs (scheduler, database, who knows tokens) does not answer now
 
 The gateway raises the lower half and answers with :meth:`GatewayError.to_wire`; the client makes the same classes again
 from that answer with :func:`from_wire`. Nobody tells errors apart by their text.
@@ -146,7 +146,7 @@ class Unauthorized(GatewayError):
 
 
 class Forbidden(GatewayError):
-    """A path outside the roots, or a write below a read-only root."""
+    """A path outside the roots, a write below a read-only root, or somebody who may not use the gateway."""
 
     code = "forbidden"
     status = 403
@@ -275,7 +275,7 @@ class NotSupported(GatewayError):
 
 
 class Unavailable(GatewayError):
-    """What the gateway needs (scheduler, database, a proxy's upstream) does not answer now."""
+    """What the gateway needs (scheduler, database, identity provider, a proxy's upstream) does not answer now."""
 
     code = "unavailable"
     status = 503

@@ -49,7 +49,7 @@ class Admission:
             if invitation is None:
                 logger.info("not admitted: %s", identity)
                 raise Forbidden(f"you may not use this gateway: ask its operator to admit you, {identity}")
-        user = self._user(identity)
+        user = self._user(identity, known)
         if invitation is not None:
             self._members.accept(user, invitation)
         return user
@@ -76,8 +76,8 @@ class Admission:
             return False
         return True
 
-    def _user(self, identity: Identity) -> User:
-        if self._home_names is None or self._ledger.find_user(identity) is not None:
+    def _user(self, identity: Identity, known: User | None) -> User:
+        if self._home_names is None or known is not None:
             return self._ledger.user_of(identity, self._homes.names)
         name = checked_name(self._home_names.name_of(identity), identity)
 

@@ -204,8 +204,8 @@ class Ledger:
         """Give the connections back."""
         self.engine.dispose()
 
-    def migrate(self) -> None:
-        """Bring the database to this version's schema; may be repeated."""
+    def migrate(self, revision: str = "head") -> None:
+        """Bring the database to this version's schema, or up to an older one; may be repeated."""
         from alembic import command
         from alembic.config import Config
 
@@ -213,7 +213,7 @@ class Ledger:
         config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
         with self.engine.execution_options(writes=True).begin() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

@@ -53,7 +53,8 @@ class Members:
     def withdraw(self, who: str) -> bool:
         """Take an invitation back; whether there was one."""
         with self._ledger.writing() as session:
-            return bool(session.execute(delete(Invitation).where(Invitation.who == who)).rowcount)  # type: ignore[attr-defined]
+            same = func.lower(Invitation.who) == who.lower()
+            return bool(session.execute(delete(Invitation).where(same)).rowcount)  # type: ignore[attr-defined]
 
     def invitation_of(self, identity: Identity) -> str | None:
         """Under which name somebody is invited."""

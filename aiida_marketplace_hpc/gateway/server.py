@@ -16,8 +16,9 @@ from uvicorn.supervisors import ChangeReload
 
 import aiida_marketplace_hpc
 from aiida_marketplace_hpc.errors import ConfigurationError
-from aiida_marketplace_hpc.gateway.account import SEPARATION
+from aiida_marketplace_hpc.gateway.account import SEPARATION, check_account
 from aiida_marketplace_hpc.gateway.app import create_app
+from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
 from aiida_marketplace_hpc.gateway.config import RootTemplate, Settings, load
 from aiida_marketplace_hpc.gateway.service import Gateway
 
@@ -55,6 +56,8 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
     :raises ConfigurationError: if the address is taken, the state folder cannot be written, or a setting does not fit.
     """
     _log_to_stderr()
+    check_account(settings)
+    issuer = authenticator(settings).issuer
     state = settings.state.expanduser().absolute()
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -66,7 +69,7 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
     for root in settings.roots:
         _check_root(root)
     listener = _listen(settings.host, settings.port)
-    for line in _welcome(settings):
+    for line in _welcome(settings, issuer):
         logger.info("%s", line)
     with listener:
         if reload:
@@ -148,17 +151,17 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from exc
 
 
-def _welcome(settings: Settings) -> Sequence[str]:
+def _welcome(settings: Settings, issuer: str) -> Sequence[str]:
     roots = ", ".join(
         f"{root.name}={root.template}{' (read-only)' if root.read_only else ''}" for root in settings.roots
     )
-    people = {
-        "dev": "development tokens are in use: for trials and for one's own machine, not for the internet",
-        "oidc": f"tokens of {settings.issuer} for {', '.join(settings.audience)} are accepted",
-        "marketplace": "tokens of the MarketPlace are accepted",
+    tokens = {
+        "dev": "development tokens are accepted: for trials and for one's own machine, not for the internet",
+        "oidc": f"tokens of {issuer} for {', '.join(settings.audience)} are accepted",
+        "marketplace": f"tokens that {issuer} knows are accepted",
     }
     return (
         f"backend {settings.backend}, roots {roots}",
         f"cluster account {settings.account_mode}: {SEPARATION[settings.account_mode]}",
-        people[settings.auth],
+        tokens[settings.auth],
     )

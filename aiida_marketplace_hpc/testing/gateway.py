@@ -57,8 +57,8 @@ class GatewayProcess:
     :param roots: further roots, by name; by default scratch and the read-only software of the machine.
     :param options: further options of ``serve``.
     :param env: added to its environment, such as :attr:`SlurmCluster.env`.
-    :param beside: another one that has been started: this one uses its state, with database and spool, its tokens and homes,
-        and is closed before it.
+    :param beside: another one that has been started: this one uses its state, with database and spool, its tokens, its
+        provider and its homes, and is closed before it.
     :param provider: accept the tokens of this provider instead of development tokens; :attr:`tokens` is empty.
     :param auth: how they are checked: ``oidc``, by the gateway, or ``marketplace``, by asking the provider.
     """
@@ -80,8 +80,8 @@ class GatewayProcess:
     ) -> None:
         self.machine = machine
         self.backend = backend
-        self.provider = provider
-        self.auth = auth
+        self.provider: OidcProvider | None = beside.provider if beside else provider
+        self.auth: Literal["oidc", "marketplace"] = beside.auth if beside else auth
         own = {} if provider else {name: secrets.token_urlsafe(24) for name in users}
         self.tokens: dict[str, str] = beside.tokens if beside else own
         self.user = user or machine.user

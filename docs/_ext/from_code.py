@@ -172,6 +172,15 @@ class Limits(FromCode):
         )
 
 
+class InfoFields(FromCode):
+    """The fields of the answer of `getInfo`."""
+
+    def lines(self) -> list[str]:
+        from aiida_marketplace_hpc.protocol import INFO_FIELDS
+
+        return table(["Field", "What it says"], [[code(name), text] for name, text in INFO_FIELDS.items()])
+
+
 class States(FromCode):
     def lines(self) -> list[str]:
         from aiida_marketplace_hpc import scheduler
@@ -264,6 +273,9 @@ def _help(option: Any) -> tuple[str, str]:
 def _type(name: str, annotation: Any) -> str:
     from typing import Literal, get_args, get_origin
 
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    if len(parts) == 1 and get_origin(parts[0]) is Literal:  # or None
+        annotation = parts[0]
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(code(value) for value in get_args(annotation))
     text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
@@ -382,6 +394,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "create-fields": CreateFields,
         "operation-table": Operations,
         "limit-table": Limits,
+        "info-fields": InfoFields,
         "job-states": States,
         "job-fields": Fields,
         "error-table": Errors,

@@ -47,6 +47,9 @@ def test_a_taken_port_is_named_with_the_remedy(tmp_path: Path) -> None:
         (["--dev-token", "nonsense"], "USER=TOKEN"),
         (["--dev-token", "me=short"], "8 characters"),
         ([*TOKEN, "--backend", "slurm"], "--home"),
+        ([*TOKEN, "--host", "0.0.0.0", "--port", "0"], "--allow-dev-tokens"),  # noqa: S104
+        (["--auth", "oidc", "--issuer", "https://login.example.org"], "--audience"),
+        ([*TOKEN, "--account", "delegated"], "firecrest"),
         ([*TOKEN, "--backend", "firecrest", "--home", "/tmp/x/{username}"], "not available in this version"),
         ([*TOKEN, "--root", "software=/no/such/folder:ro"], "/no/such/folder"),
         ([*TOKEN, "--home", "/proc/no/{username}"], "/proc/no"),

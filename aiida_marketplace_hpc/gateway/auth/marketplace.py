@@ -26,6 +26,8 @@ REFUSED = 10.0
 """Seconds for which a refusal holds."""
 DOWN = 5.0
 """Seconds for which a platform that did not answer is not asked about anybody."""
+_SKEW = 30.0
+"""Seconds after its end in which the platform is asked about a token all the same: its clock counts."""
 _SIZE = 10_000
 _AT_ONCE = 16
 
@@ -100,7 +102,7 @@ class MarketPlaceTokens:
     def _found_out(self, key: str, token: str) -> Identity | _Refusal | _Outage:
         expires_at = _expiry(token)
         remaining = float("inf") if expires_at is None else expires_at - time.time()
-        if remaining <= 0:
+        if remaining < -_SKEW:
             return self._refuse(key, "the token has expired: get a new one")
         known = self._known.get(key)
         if self._clock() < self._down_until:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jwt
@@ -16,6 +16,7 @@ from aiida_marketplace_hpc.gateway.auth.provider import checked_url
 
 LEEWAY = 30.0
 """Seconds by which the clocks of issuer and gateway may differ."""
+_CLAIMS = {f"verify_{claim}": True for claim in ("aud", "exp", "iat", "iss", "jti", "nbf", "sub")}
 
 
 class OidcTokens:
@@ -57,36 +58,42 @@ class OidcTokens:
     def identify(self, token: str) -> Identity:
         check_form(token)
         try:
-            header, issued_at = _look(token)
-            key = self._keys.find(str(header.get("kid", "")), self._clock() - (time.time() - issued_at) + LEEWAY)
+            header, issued_at = self._look(token)
+            key = self._keys.find(header.get("kid", ""), self._clock() - (time.time() - issued_at) + LEEWAY)
             if key is None:
                 raise Unauthorized(f"this token is not signed by {self.issuer}: log in again")
-            claims = jwt.decode(
-                token,
-                key.public,
-                algorithms=list(key.algorithms),
-                issuer=self.issuer,
-                audience=self._audience,
-                leeway=LEEWAY,
-                options={"require": ["exp", "iss", "aud", "sub"]},
-            )
+            claims = self._checked(token, {}, key=key.public, algorithms=key.algorithms)["payload"]
         except jwt.InvalidTokenError as exc:
             raise Unauthorized(_refusal(exc, self.issuer)) from None
         return identity_from(
             self.issuer, claims, email_claim=self._email_claim, expires_at=float(claims["exp"]) + LEEWAY
         )
 
+    def _look(self, token: str) -> tuple[dict[str, Any], float]:
+        """The header of a token and when it says that it was issued: nothing of it is true yet.
 
-def _look(token: str) -> tuple[dict[str, Any], float]:
-    """The header of a token and when it says that it was issued: nothing of it is true yet.
+        Whatever it says wrongly is wrong whoever signed it, so that nobody is asked for the key of such a token.
 
-    :raises jwt.InvalidTokenError: if it is no token.
-    """
-    try:
-        whole = jwt.decode_complete(token, options={"verify_signature": False})
-        return whole["header"], float(whole["payload"].get("iat", 0))
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise jwt.DecodeError(type(exc).__name__) from None
+        :raises jwt.InvalidTokenError: if it is no token, or not one for this gateway.
+        """
+        try:
+            whole = self._checked(token, {"verify_signature": False, **_CLAIMS})
+            return whole["header"], float(whole["payload"].get("iat", 0))
+        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+            raise jwt.DecodeError(type(exc).__name__) from None
+
+    def _checked(
+        self, token: str, options: dict[str, bool], *, key: Any = "", algorithms: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        return jwt.decode_complete(
+            token,
+            key,
+            algorithms=list(algorithms),
+            issuer=self.issuer,
+            audience=self._audience,
+            leeway=LEEWAY,
+            options={"require": ["exp", "iss", "aud", "sub"], **options},  # type: ignore[arg-type]
+        )
 
 
 def _refusal(error: jwt.InvalidTokenError, issuer: str) -> str:
