@@ -25,6 +25,9 @@ _AFTER_REFUSAL = 30.0
 """Seconds in which a token that took the place of a refused one is not replaced again: it is not the token's fault."""
 _LARGEST_MARGIN = 1 / 3
 """Of a token's lifetime: a margin that was made for longer-lived ones must not renew without end."""
+_LAST_MOMENTS = 5.0
+"""Seconds before its end in which a token may end on its way: the next one is waited for, if it comes."""
+_LARGEST_LAST_MOMENTS = 1 / 4
 
 
 def client_of(login: Login, clock: Callable[[], float] = time.time) -> OidcClient:
@@ -82,24 +85,28 @@ class LoginToken(TokenSource):
 
     def token(self, within: float = COMMAND_TIMEOUT) -> str:
         login = self._read()
-        good = bool(login.access_token) and login.access_token != self._refused and login.lasts(self._clock()) > 0
-        if good and (not self._is_due(login) or login.ended):
+        left = login.lasts(self._clock()) if login.access_token not in ("", self._refused) else 0.0
+        if left > 0 and (login.ended or not self._is_due(login)):
             return login.access_token
         failed = self._failed
         if failed is not None and 0 <= self._clock() - failed[0] < _AFTER_FAILURE:
-            renewed: Login | MarketplaceHpcError = login if good else failed[1]
+            renewed: Login | MarketplaceHpcError = failed[1]
         else:
             renewal = self._renewing()
+            if left > min(_LAST_MOMENTS, login.lifetime * _LARGEST_LAST_MOMENTS):
+                return login.access_token
             try:
-                renewed = login if good else renewal.result(max(0.0, within))
+                renewed = renewal.result(max(0.0, within))
             except FutureTimeout:
-                raise ProviderUnavailable(
+                renewed = ProviderUnavailable(
                     f"the login {self._login} could not be renewed within {within:.0f} s: {login.issuer} does not answer"
-                ) from None
-        if isinstance(renewed, MarketplaceHpcError):
-            # A new one each time: an object that several threads raise would collect all their tracebacks.
-            raise type(renewed)(renewed.message)
-        return renewed.access_token
+                )
+        if not isinstance(renewed, MarketplaceHpcError):
+            return renewed.access_token
+        if left > 0:
+            return login.access_token
+        # A new one each time: an object that several threads raise would collect all their tracebacks.
+        raise type(renewed)(renewed.message)
 
     def forget(self, token: str) -> None:
         self._refused = token

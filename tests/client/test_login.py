@@ -125,6 +125,17 @@ def test_a_margin_that_is_longer_than_the_lifetime_does_not_renew_without_end(
     assert renewed(source, first)
 
 
+def test_a_token_that_may_end_on_its_way_is_not_given_where_there_is_another(
+    source: LoginToken, store: LoginStore, provider: OidcProvider, clock: VirtualClock
+) -> None:
+    first = source.token()
+    clock.sleep(597)
+    provider.outage = "unavailable"
+    assert source.token() == first
+    provider.outage = None
+    assert another(store, clock).token() != first
+
+
 def test_a_token_that_has_ended_is_never_given(source: LoginToken, clock: VirtualClock) -> None:
     first = source.token()
     clock.sleep(601)
