@@ -24,6 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from aiida_marketplace_hpc.cli import main
+from aiida_marketplace_hpc.testing.backend import FakeBackend
+from aiida_marketplace_hpc.testing.machine import wait_until
 from aiida_marketplace_hpc.testing.oidc import OidcProvider
 from aiida_marketplace_hpc.testing.served import ServedGateway
 from tests.client.fake_gateway import APP_ID, FakeGateway
@@ -239,16 +241,16 @@ def test_through_the_marketplace_the_token_comes_first(fake: FakeGateway, run: R
     assert fake.seen == []
 
 
-def test_a_scheduler_that_does_not_answer(fake: FakeGateway, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = fake.getInfo
-
-    def down(seen: Any) -> Any:
-        return {**info(seen), "machines": [{"name": "c", "backend": "slurm", "problem": "Unable to contact slurm"}]}
-
-    monkeypatch.setattr(fake, "getInfo", down)
-    result = run()
+def test_a_scheduler_that_does_not_answer(served: ServedGateway, backend: FakeBackend, run: Run) -> None:
+    backend.down = True
+    # Without jobs the gateway asks now and then only.
+    wait_until(lambda: served.gateway.watch.refresh() or bool(served.gateway.watch.problem), within=20, failure=str)
+    result = run(MP_HOST=served.url, MP_ACCESS_TOKEN="token-of-bob")
     assert result.exit_code == 1
-    _matches(r"does not answer the gateway \(Unable to contact slurm\).*gateway's operator", fault(result, "scheduler"))
+    _matches(
+        r"does not answer the gateway \(the fake scheduler is down\).*tell the gateway's operator",
+        fault(result, "scheduler"),
+    )
 
 
 def test_a_real_gateway_is_well(served: ServedGateway, run: Run) -> None:
