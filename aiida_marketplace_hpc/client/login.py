@@ -15,7 +15,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 
 from aiida_marketplace_hpc.client.auth import COMMAND_TIMEOUT, TokenSource
-from aiida_marketplace_hpc.client.logins import Login, LoginStore, checked_name
+from aiida_marketplace_hpc.client.logins import Login, LoginBusy, LoginStore, checked_name
 from aiida_marketplace_hpc.client.oidc import PATIENCE, GrantRefused, OidcClient, Provider, Tokens
 from aiida_marketplace_hpc.errors import MarketplaceHpcError, ProviderUnavailable, TokenUnavailable
 
@@ -92,7 +92,8 @@ class LoginToken(TokenSource):
         if failed is not None and 0 <= self._clock() - failed[0] < _AFTER_FAILURE:
             renewed: Login | MarketplaceHpcError = failed[1]
         else:
-            renewal = self._renewing()
+            # What is good, and being renewed by another process, is not worth waiting for.
+            renewal = self._renewing(PATIENCE if left <= 0 else 0.0)
             if left > min(_LAST_MOMENTS, login.lifetime * _LARGEST_LAST_MOMENTS):
                 return login.access_token
             try:
@@ -121,26 +122,32 @@ class LoginToken(TokenSource):
     def _is_due(self, login: Login) -> bool:
         return login.lasts(self._clock()) <= min(self.margin, login.lifetime * _LARGEST_MARGIN)
 
-    def _renewing(self) -> Future[Login | MarketplaceHpcError]:
-        """The renewal under way, which is begun if there is none."""
+    def _renewing(self, patience: float) -> Future[Login | MarketplaceHpcError]:
+        """The renewal under way, which is begun if there is none.
+
+        :param patience: seconds in which another process may finish one.
+        """
         with self._lock:
             if self._renewal is None:
                 renewal: Future[Login | MarketplaceHpcError] = Future()
                 # No daemon thread: a process that ends waits for the answer, which it must not lose.
-                threading.Thread(target=self._renew, args=(renewal,), name=f"renew-{self._login}").start()
+                threading.Thread(target=self._renew, args=(renewal, patience), name=f"renew-{self._login}").start()
                 self._renewal = renewal
             return self._renewal
 
-    def _renew(self, renewal: Future[Login | MarketplaceHpcError]) -> None:
+    def _renew(self, renewal: Future[Login | MarketplaceHpcError], patience: float) -> None:
+        failure: MarketplaceHpcError | None = None
         try:
-            with self._store.lock(self._login, PATIENCE):
+            with self._store.lock(self._login, patience):
                 result: Login | MarketplaceHpcError = self._renewed()
+        except LoginBusy as exc:
+            result = exc  # It may be over in a moment.
         except MarketplaceHpcError as exc:
-            result = exc
+            result = failure = exc
         except BaseException as exc:  # noqa: BLE001 - whoever waits must hear of it, whatever it is.
-            result = TokenUnavailable(f"the login {self._login} could not be renewed ({type(exc).__name__})")
+            result = failure = TokenUnavailable(f"the login {self._login} could not be renewed ({type(exc).__name__})")
         with self._lock:
-            self._failed = (self._clock(), result) if isinstance(result, MarketplaceHpcError) else None
+            self._failed = None if failure is None else (self._clock(), failure)
             self._renewal = None
         renewal.set_result(result)
 

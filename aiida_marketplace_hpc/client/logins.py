@@ -33,6 +33,11 @@ _KEYRING_PATIENCE = 10.0
 _BETWEEN_TRIES = 0.02
 _MAX_FILE = 1024 * 1024
 
+
+class LoginBusy(ProviderUnavailable):
+    """Another process is changing a login."""
+
+
 Grant = Literal["device", "client_credentials"]
 
 
@@ -170,23 +175,26 @@ class LoginStore:
         """Hold a login's lock. It ends with the process that holds it, however that ends.
 
         :param within: seconds.
-        :raises ProviderUnavailable: another process held it all the time.
+        :raises LoginBusy: another process held it all the time.
+        :raises TokenUnavailable: the folder cannot be written, or has no locks.
         """
+        descriptor = -1
         try:
-            self._make_folder()
-            # Never removed: whoever waits for it would hold another lock than whoever comes later.
-            descriptor = os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as exc:
-            raise TokenUnavailable(f"the login {name} cannot be locked in {self.folder}: {exc.strerror}") from None
-        try:
-            until = time.monotonic() + within
-            while not _locked(descriptor):
-                if time.monotonic() >= until:
-                    raise ProviderUnavailable(f"another process is renewing the login {name} and does not get on")
-                time.sleep(_BETWEEN_TRIES)
+            try:
+                self._make_folder()
+                # Never removed: whoever waits for it would hold another lock than whoever comes later.
+                descriptor = os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                until = time.monotonic() + within
+                while not _locked(descriptor):
+                    if time.monotonic() >= until:
+                        raise LoginBusy(f"another process is renewing the login {name} and does not get on")
+                    time.sleep(_BETWEEN_TRIES)
+            except OSError as exc:
+                raise TokenUnavailable(f"the login {name} cannot be locked in {self.folder}: {exc.strerror}") from None
             yield
         finally:
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{checked_name(name)}.json"

@@ -316,11 +316,11 @@ def _said_of_the_provider(error: MarketplaceHpcError) -> MarketplaceHpcError:
 
 
 def _lifetime(document: Json, token: str) -> float:
-    stated = document.get("expires_in")
     try:
-        return float(stated) if stated is not None else _difference(claims_of(token))
-    except (TypeError, ValueError):
-        return _UNSTATED_LIFETIME
+        stated = float(document["expires_in"])
+    except (KeyError, TypeError, ValueError):
+        stated = _difference(claims_of(token))
+    return stated if stated > 0 else _UNSTATED_LIFETIME
 
 
 def _difference(claims: Json) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -325,6 +327,42 @@ def test_a_public_question_is_asked_without_a_token_in_an_outage(
         with pytest.raises(ProviderUnavailable):
             gateway.create_user()
     assert fake.capabilities() == ["heartbeat"]
+
+
+def test_a_good_token_is_given_while_another_process_renews_it(
+    source: LoginToken, store: LoginStore, provider: OidcProvider, clock: VirtualClock
+) -> None:
+    first = source.token()
+    clock.sleep(598)
+    with store.lock("here", 1):
+        assert source.token() == first
+        clock.sleep(3)
+        with pytest.raises(ProviderUnavailable):
+            source.token(within=0.05)
+    assert source.token() != first
+    assert provider.reused == 0
+
+
+def test_a_folder_without_locks_is_said(
+    source: LoginToken, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    clock.sleep(601)
+    with pytest.raises(TokenUnavailable, match=r"login here cannot be locked in .*No locks available"):
+        source.token()
+
+
+@pytest.mark.parametrize("stated", [None, 0, "soon"])
+def test_a_lifetime_that_is_not_stated_is_read_from_the_token(
+    provider: OidcProvider, store: LoginStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, stated: object
+) -> None:
+    answer = provider._token
+    monkeypatch.setattr(provider, "_token", lambda *given: {**answer(*given), "expires_in": stated})
+    lifetime = keep(provider, store, clock).lifetime
+    assert lifetime == (60 if stated == 0 else 600)
 
 
 def test_whoever_cannot_wait_goes_and_the_answer_is_kept(
