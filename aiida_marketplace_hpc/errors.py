@@ -257,7 +257,7 @@ class Busy(GatewayError):
         self.retry_after = retry_after
 
     def to_wire(self) -> dict[str, Any]:
-        return {**super().to_wire(), "retry_after": self.retry_after}
+        return {**super().to_wire(), "retry_after": round(self.retry_after, 3)}
 
 
 class ServerFault(GatewayError):

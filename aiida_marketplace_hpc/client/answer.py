@@ -136,7 +136,8 @@ class Answer:
             # Not the gateway's own words: a proxy whose upstream did not answer in time may have passed the request on.
             error.phase = Phase.MAYBE_SENT
         if isinstance(error, Busy):
-            error.retry_after = _seconds(response.headers.get("Retry-After", fields.get("retry_after")))
+            # The gateway's own word is the more exact one: a header has whole seconds.
+            error.retry_after = _seconds(fields.get("retry_after", response.headers.get("Retry-After")))
         return error
 
 

@@ -75,7 +75,7 @@ class Request:
     :param repeatable: doing it twice is the same as doing it once.
     :param transfer: it lasts as long as it makes progress.
     :param seconds: for all attempts, instead of :attr:`Timeouts.total`.
-    :param once: a single attempt; who asks repeats it (:meth:`GatewaySession.persist`).
+    :param once: a single attempt, unless the gateway is too busy; who asks repeats it (:meth:`GatewaySession.persist`).
     :param token_optional: it can be asked without a token.
     """
 

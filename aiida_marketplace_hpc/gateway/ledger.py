@@ -410,6 +410,12 @@ class Ledger:
             rows = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
         return {JobState(state): number for state, number in rows}
 
+    def count_living(self, user_id: str) -> int:
+        """How many jobs of a user have not ended."""
+        query = select(func.count()).where(Job.user_id == user_id, Job.state.in_((*_ACTIVE, JobState.CREATED.value)))
+        with self.reading() as session:
+            return session.scalar(query) or 0
+
     def unsettled(self) -> list[Job]:
         """Everybody's jobs whose submission is not confirmed, or whose end is wanted."""
         wanted = or_(Job.state == JobState.SUBMITTING.value, and_(Job.cancel_requested, Job.state.in_(_ACTIVE)))

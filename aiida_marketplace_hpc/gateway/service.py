@@ -93,6 +93,7 @@ class Gateway:
             self.files_of,
             self._username_of,
             machine=settings.machine_name,
+            most=settings.jobs_per_user,
             now=now,
             metrics=self.metrics,
         )

@@ -25,13 +25,15 @@ _READY = re.compile(r"^listening on (http://\S+)\s*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class ServedRequest:
-    """One line of a gateway's access log.
+    """One line of a gateway's access log that is about a request.
 
     :param time: when it was answered, as the gateway words it.
     :param path: without the query, which is ``query``.
     :param capability: the operationId; ``None`` for a path that is none.
+    :param outcome: ``ok``, the code of an error, or ``broken off``.
     :param duration: seconds.
     :param user: whose token it was; ``None`` if there was none, or a wrong one.
+    :param client: the address that it came from.
     """
 
     time: str
@@ -41,8 +43,10 @@ class ServedRequest:
     query: str
     capability: str | None
     status: int
+    outcome: str
     duration: float
     user: str | None
+    client: str | None
 
 
 class GatewayProcess:
@@ -222,7 +226,7 @@ class GatewayProcess:
         lines = self.machine.read_text(path).splitlines(keepends=True)
         # A line without its end is being written.
         entries = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [ServedRequest(**entry) for entry in entries]
+        return [ServedRequest(**entry) for entry in entries if "method" in entry]
 
     @property
     def _access_log(self) -> str:

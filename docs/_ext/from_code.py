@@ -158,16 +158,39 @@ class Limits(FromCode):
     """The limits of a gateway, as `getInfo` announces them, and some that it does not."""
 
     def lines(self) -> list[str]:
-        from aiida_marketplace_hpc.gateway import app, submission
+        from aiida_marketplace_hpc.bundle import PART
+        from aiida_marketplace_hpc.gateway import config, submission
         from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS
 
+        def default(name: str) -> str:
+            return f"{int(config.Settings.model_fields[name].default):,}"
+
         return table(
-            ["Limit", "Value"],
+            ["Limit", "In `getInfo`", "Value"],
             [
-                ["operations in one `query`", f"{MAX_OPERATIONS:,}"],
-                ["ids in one `jobs.states`", f"{MAX_JOBIDS:,}"],
-                ["a job script", f"{submission.MAX_SCRIPT:,} bytes"],
-                ["a JSON body", f"{app.MAX_JSON:,} bytes"],
+                ["operations in one `query`", "`operations`", f"{MAX_OPERATIONS:,}"],
+                ["ids in one `jobs.states`", "`jobids`", f"{MAX_JOBIDS:,}"],
+                ["a job script", "`script`", f"{submission.MAX_SCRIPT:,} bytes"],
+                ["a JSON body", "`json`", f"{config.MAX_JSON:,} bytes"],
+                ["a part of a file in a bundle", "`part`", f"{PART:,} bytes"],
+                ["the body of a request", "`request`", f"{default('request_limit')} MiB, unless set otherwise"],
+                ["an upload in the published form", "`form`", f"{default('form_limit')} MiB, unless set otherwise"],
+                [
+                    "requests of a user under way",
+                    "`requests_at_once`",
+                    f"{default('requests_at_once')}, unless set otherwise",
+                ],
+                [
+                    "requests of a user in a second",
+                    "`requests_per_second`",
+                    f"{default('requests_per_second')}, unless set otherwise",
+                ],
+                ["jobs of a user that have not ended", "`jobs`", f"{default('jobs_per_user')}, unless set otherwise"],
+                [
+                    "what comes out of one archive",
+                    "",
+                    f"{default('archive_members')} members, {default('archive_size')} GiB, unless set otherwise",
+                ],
             ],
         )
 

@@ -60,6 +60,19 @@ def test_what_makes_no_sense_is_named(tmp_path: Path, arguments: list[str], name
     assert named in refused(tmp_path, *arguments)
 
 
+def test_it_serves_https_and_stops_while_somebody_is_connected(tmp_path: Path, certificate: Path) -> None:
+    arguments = [*COMMAND, *TOKEN, "--port", "0", "--state", str(tmp_path / "state"), "--certfile", str(certificate)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("listening on https://127.0.0.1:")
+        with requests.Session() as session:
+            url = line.removeprefix("listening on ").strip()
+            assert session.get(f"{url}/heartbeat", verify=str(certificate), timeout=20).ok
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=8)  # It would be 10 s if it waited for the other side.
+
+
 def test_a_state_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file")
     assert "--state" in refused(tmp_path, *TOKEN)

@@ -16,10 +16,12 @@ def authenticator(settings: Settings) -> Authenticator:
     :raises ConfigurationError: if something is missing, or would be dangerous.
     """
     if settings.auth == "dev":
-        if not is_loopback(settings.host) and not settings.allow_dev_tokens:
+        ways = [*settings.trusted_proxy, *([] if is_loopback(settings.host) else [settings.host or "every address"])]
+        if ways and not settings.allow_dev_tokens:
             raise ConfigurationError(
-                f"development tokens never expire, and others reach {settings.host}: choose --auth oidc or marketplace, "
-                "listen on localhost, or, where only people whom you trust get there, give --allow-dev-tokens"
+                f"development tokens never expire, and others get here by way of {', '.join(ways)}: choose --auth oidc or "
+                "marketplace, listen on localhost without a proxy, or, where only people whom you trust get here, give "
+                "--allow-dev-tokens"
             )
         return DevelopmentTokens(settings.dev_token)
     if settings.dev_token:

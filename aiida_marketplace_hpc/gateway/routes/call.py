@@ -48,6 +48,8 @@ class Later:
 
 
 Answer = dict[str, Any] | Stream | Later
+Note = Callable[[str | None, Mapping[str, Any], str], None]
+"""Takes down an operation of a ``query``: its name, what it was about, and what came of it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Call:
     :param parameters: those that were given, by name, converted to their types.
     :param json: the JSON object of a body, empty where there was none.
     :param body: the file of a body.
+    :param note: takes down each operation that was carried out or refused.
     """
 
     gateway: Gateway
@@ -64,6 +67,7 @@ class Call:
     json: Mapping[str, Any]
     identified: Caller | None = None
     body: Body | None = None
+    note: Note = lambda name, fields, outcome: None
 
     @property
     def caller(self) -> Caller:

@@ -12,6 +12,7 @@ from typing import Any
 
 from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, TooLarge
 from aiida_marketplace_hpc.gateway import archives
+from aiida_marketplace_hpc.gateway.config import GIB
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.operations import Running
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, Later
@@ -20,6 +21,9 @@ from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATION
 Fields = Mapping[str, Any]
 _MAX_WAIT = 10.0
 _MAX_SECONDS = 1e9
+_NOTED = 20
+"""Elements of a list that are taken down, and of each text the characters."""
+_MAX_NOTED = 4200
 _KEY = re.compile(r"[A-Za-z0-9]{16,64}")
 
 
@@ -65,14 +69,41 @@ def _carry_out(call: Call, running: Running, operations: list[Any], stop_on_erro
     watched = replace(call, identified=call.caller.watched(running.advance))
     results: list[dict[str, Any]] = []
     for fields in operations:
+        outcome = "server_fault"
         try:
             running.advance(1)
             results.append({"ok": True, "result": _run(watched, fields)})
+            outcome = "ok"
         except GatewayError as exc:
             results.append({"ok": False, "error": exc.to_wire()})
+            outcome = exc.code
             if stop_on_error:
                 break
+        finally:
+            _note(call, fields, outcome)
     return {"results": results}
+
+
+def _note(call: Call, fields: Any, outcome: str) -> None:
+    if isinstance(fields, dict) and isinstance(name := fields.get("op"), str) and name in OPERATIONS:
+        known = {*OPERATIONS[name].required, *OPERATIONS[name].optional}
+        call.note(name, {field: _brief(value) for field, value in fields.items() if field in known}, outcome)
+    else:
+        call.note(None, {}, outcome)
+
+
+def _brief(value: Any) -> Any:
+    """The value of a field as it is taken down: not longer than it needs to be, whatever was sent."""
+    if isinstance(value, list):
+        shown = [_brief_text(one) for one in value[:_NOTED]]
+        return shown if len(value) <= _NOTED else [*shown, f"... {len(value)} in all"]
+    return _brief_text(value)
+
+
+def _brief_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:_MAX_NOTED]
+    return value if value is None or isinstance(value, int) else type(value).__name__
 
 
 def _key(body: Fields) -> str | None:
@@ -239,6 +270,7 @@ def _extract(call: Call, fields: Fields) -> Any:
         _text(fields, "path"),
         _text(fields, "target"),
         strip_components=_number(fields, "strip_components"),
+        most=(call.gateway.settings.archive_members, call.gateway.settings.archive_size * GIB),
     )
 
 

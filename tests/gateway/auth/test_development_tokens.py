@@ -39,6 +39,13 @@ def test_development_tokens_are_refused_where_others_get(host: str) -> None:
     assert authenticator(load({"host": host, **OIDC})).method == "oidc"
 
 
+def test_a_trusted_proxy_is_a_way_for_others_to_get_here() -> None:
+    flags = {"dev_token": TOKENS, "trusted_proxy": ["127.0.0.1"]}
+    with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1.*--allow-dev-tokens"):
+        authenticator(load(flags))
+    authenticator(load({**flags, "allow_dev_tokens": True}))
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from aiida_marketplace_hpc.errors import ConfigurationError, Unauthorized, Unavailable
-from aiida_marketplace_hpc.gateway.auth.answers import Answers
+from aiida_marketplace_hpc.gateway.auth import answers as answers_module
+from aiida_marketplace_hpc.gateway.auth import marketplace
+from aiida_marketplace_hpc.gateway.auth.answers import Answers, Asking
 from aiida_marketplace_hpc.gateway.auth.marketplace import (
     DOWN,
     FRESH,
@@ -162,7 +164,22 @@ def test_a_platform_that_is_down_is_left_alone_for_a_moment(
     tokens.identify(provider.issue("s", email=EMAIL))
 
 
-def test_wrong_tokens_drive_out_no_right_one() -> None:
+def test_wrong_tokens_drive_out_no_right_one(
+    provider: OidcProvider, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(marketplace, "_SIZE", 3)
+    tokens = MarketPlaceTokens(provider.issuer, clock=clock.monotonic)
+    token = provider.issue("s", email=EMAIL)
+    tokens.identify(token)
+    for number in range(10):
+        with pytest.raises(Unauthorized):
+            tokens.identify(f"wrong-{number}")
+    asked = provider.requests["userinfo"]
+    tokens.identify(token)
+    assert provider.requests["userinfo"] == asked == 11
+
+
+def test_of_too_many_answers_the_oldest_go() -> None:
     answers: Answers[int] = Answers(3)
     for number in range(5):
         answers.put(str(number), number, 60)
@@ -170,6 +187,27 @@ def test_wrong_tokens_drive_out_no_right_one() -> None:
     answers.put("2", 2, 60)
     answers.put("5", 5, 60)
     assert answers.get("2") is not None
+
+
+def test_only_so_many_are_asked_about_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers_module, "_PATIENCE", 0.1)
+    asking: Asking[int] = Asking(1)
+    begun, end = threading.Event(), threading.Event()
+
+    def slow() -> int:
+        begun.set()
+        end.wait(timeout=30)
+        return 1
+
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(asking.once, "first", slow)
+        assert begun.wait(timeout=30)
+        for key in ("first", "second"):
+            with pytest.raises(Unavailable, match="in time"):
+                asking.once(key, lambda: 2)
+        end.set()
+        assert first.result(timeout=30) == 1
+    assert [asking.once(key, lambda: 2) for key in ("first", "second")] == [2, 2]
 
 
 @pytest.mark.parametrize("token", ["x" * 16_385, "a b", "ü", "a\nb", "\udcff", "a:b", ""])

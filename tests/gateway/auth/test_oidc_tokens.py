@@ -6,8 +6,10 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jwt
@@ -328,6 +330,33 @@ def test_only_public_keys_for_signatures_count(published: Published) -> None:
 def test_a_token_need_not_name_the_only_key(published: Published) -> None:
     only = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key()))
     assert published([only]).find("", 0.0) is not None
+
+
+def test_whose_key_is_known_does_not_wait_for_a_provider_that_hangs(
+    published: Published, monkeypatch: pytest.MonkeyPatch, clock: VirtualClock
+) -> None:
+    entry = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key()))
+    keys = published([{**entry, "kid": "known"}])
+    monkeypatch.setattr(keys, "_clock", clock.monotonic)
+    assert keys.find("known", 0.0) is not None
+    clock.sleep(FRESH)
+    asked, answer = threading.Event(), threading.Event()
+
+    def hang(address: str) -> tuple[int, dict[str, Any]]:
+        asked.set()
+        answer.wait(timeout=30)
+        raise Unavailable("it hangs")
+
+    monkeypatch.setattr(keys_module, "ask", hang)
+    monkeypatch.setattr(keys_module, "_PATIENCE", 0.1)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(keys.find, "known", 0.0)
+        assert asked.wait(timeout=30)
+        assert keys.find("known", 0.0) is not None
+        with pytest.raises(Unavailable):
+            keys.find("unknown", 0.0)
+        answer.set()
+        assert first.result(timeout=30) is not None
 
 
 @pytest.mark.parametrize(
