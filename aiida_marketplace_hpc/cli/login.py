@@ -165,6 +165,8 @@ def logins(settings: Settings, /) -> None:
 
 def _secret(variable: str | None, file: Path | None) -> str:
     if variable:
+        if not variable.isidentifier():  # Not repeated: it may be the secret itself.
+            raise ConfigurationError("--client-secret-env needs the name of an environment variable")
         secret = os.environ.get(variable, "").strip()
         if not secret:
             raise ConfigurationError(f"the environment variable {variable} holds no client secret: set it")

@@ -41,6 +41,7 @@ PATIENCE = 30.0
 _CONNECT = 5.0
 _READ = 15.0
 _MAX_ANSWER = 1024 * 1024
+_MAX_REASON = 200  # Characters; it is kept, and shown wherever the login is missed.
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _UNSTATED_LIFETIME = 60.0
 """Seconds for which a token counts as good whose provider does not say how long it lives."""
@@ -248,7 +249,7 @@ class OidcClient:
             return document
         error = str(document.get("error") or f"status {status}")
         said = f"{error}: {document['error_description']}" if document.get("error_description") else error
-        raise GrantRefused(f"{self.provider.issuer} refuses ({said})", error=error)
+        raise GrantRefused(f"{self.provider.issuer} refuses ({said[:_MAX_REASON]})", error=error)
 
     def _ask(self, endpoint: str, form: Mapping[str, str]) -> tuple[int, Json]:
         if self.secret and self.provider.basic:

@@ -187,6 +187,8 @@ def test_a_wrong_secret_keeps_nothing(run: Run, provider: OidcProvider) -> None:
     assert "invalid_client" in result.stderr
     assert "s3cret" not in result.output
     assert run(*arguments, "--client-secret-env", "NOTHING").exit_code == 2
+    result = run(*arguments, "--client-secret-env", "s3cret-itself")
+    assert (result.exit_code, "s3cret" in result.output) == (2, False)
     assert json.loads(good(run("logins", "--json"))) == {"logins": []}
 
 

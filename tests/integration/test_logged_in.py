@@ -157,6 +157,7 @@ def test_a_daemon_outlives_its_tokens(installation: LoggedIn, provider: Provider
     # Once per lifetime, however many workers there are: a token is due when a third of its life is left.
     assert LIFETIMES <= renewals <= math.ceil(lasted / (LIFETIME * 2 / 3)) + refused
     assert provider.reused == 0
+    assert installation.command("doctor", "--computer", LABEL)["ok"]
     print(f"\n{renewals} renewals in {lasted:.0f} s, {sum(len(gateway.requests()) for gateway in gateways)} requests")
 
 
