@@ -6,7 +6,8 @@
     ├── ConfigurationError            a setting that a person must mend (address, token source, option)
     │   └── TokenUnavailable          the token source gives no token
     ├── ConnectionFailed              no complete answer; ``phase`` says whether the request can have arrived
-    │   └── DeadlineExceeded          no progress within the deadline
+    │   ├── DeadlineExceeded          no progress within the deadline
+    │   └── ProviderUnavailable       whoever renews the token does not answer; nothing was sent to the gateway
     └── GatewayError                  the gateway answered: no
         ├── InvalidRequest     400    the request makes no sense; repeating it changes nothing
         ├── Unauthorized       401    no token, or one that is not accepted
@@ -88,6 +89,15 @@ class DeadlineExceeded(ConnectionFailed):
     """The call made no progress within its deadline."""
 
     code = "deadline_exceeded"
+
+
+class ProviderUnavailable(ConnectionFailed):
+    """Whoever renews the token gives no answer now. The login may be good: asking again later can succeed."""
+
+    code = "provider_unavailable"
+
+    def __init__(self, message: str, *, phase: Phase = Phase.NOT_SENT) -> None:
+        super().__init__(message, phase=phase)
 
 
 class GatewayError(MarketplaceHpcError):

@@ -31,7 +31,13 @@ from aiida_marketplace_hpc.client.connection import Exchange, WatchedAdapter
 from aiida_marketplace_hpc.client.failure import connection_error
 from aiida_marketplace_hpc.client.retry import RetryPolicy
 from aiida_marketplace_hpc.client.routes import Target
-from aiida_marketplace_hpc.errors import ConfigurationError, MarketplaceHpcError, TokenUnavailable, Unauthorized
+from aiida_marketplace_hpc.errors import (
+    ConfigurationError,
+    MarketplaceHpcError,
+    ProviderUnavailable,
+    TokenUnavailable,
+    Unauthorized,
+)
 from aiida_marketplace_hpc.protocol import REQUEST_ID_HEADER
 
 T = TypeVar("T")
@@ -257,7 +263,7 @@ class GatewaySession:
     def _token(self, request: Request, deadline: float) -> str | None:
         try:
             return self._source.token(deadline - self._clock())
-        except TokenUnavailable:
+        except (TokenUnavailable, ProviderUnavailable):
             if request.token_optional:
                 return None
             raise

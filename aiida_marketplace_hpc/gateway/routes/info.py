@@ -40,6 +40,7 @@ def get_info(call: Call) -> Answer:
     authenticator = call.gateway.authenticator
     caller.files.roots.prepare()
     machine = {**call.gateway.backend.describe(), "name": settings.machine_name, "backend": call.gateway.backend.name}
+    machine["problem"] = call.gateway.watch.problem
     return {
         "name": settings.name,
         "version": __version__,
