@@ -6,7 +6,7 @@ from typing import Any
 
 from aiida_marketplace_hpc.errors import InvalidRequest, NotSupported
 from aiida_marketplace_hpc.gateway.container import container_script
-from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, text
 from aiida_marketplace_hpc.gateway.routes.files import published_listing
 from aiida_marketplace_hpc.protocol import CREATE_FIELDS_ADDED, CREATE_FIELDS_PUBLISHED, JobState
 
@@ -90,6 +90,6 @@ def _text(fields: Any, name: str) -> str | None:
     value = fields.get(name)
     if value is None or value == "":
         return None
-    if not isinstance(value, str) or "\0" in value or len(value) > 4096:
+    if len(text(name, value)) > 4096:
         raise InvalidRequest(f"{name} is a text of at most 4096 characters")
-    return value
+    return str(value)

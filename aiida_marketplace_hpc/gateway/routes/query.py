@@ -15,7 +15,7 @@ from aiida_marketplace_hpc.gateway import archives
 from aiida_marketplace_hpc.gateway.config import GIB
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.operations import Running
-from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, Later
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, Later, text
 from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATIONS
 
 Fields = Mapping[str, Any]
@@ -145,10 +145,14 @@ def _run(call: Call, fields: Any) -> Any:
 
 
 def _text(fields: Fields, name: str) -> str:
-    value = fields[name]
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name} is a text, not {value!r}")
-    return value
+    return text(name, fields[name])
+
+
+def _texts(fields: Fields, name: str, what: str) -> list[str]:
+    values = fields[name]
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise InvalidRequest(f"{name} is a list of {what}")
+    return [text(name, value) for value in values]
 
 
 def _flag(fields: Fields, name: str, default: bool = False) -> bool:
@@ -250,9 +254,7 @@ def _remove(call: Call, fields: Fields) -> Any:
 
 
 def _compress(call: Call, fields: Fields) -> Any:
-    sources = fields["sources"]
-    if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
-        raise InvalidRequest("sources is a list of paths")
+    sources = _texts(fields, "sources", "paths")
     return archives.compress(
         _changing(call, fields),
         sources,
@@ -275,9 +277,7 @@ def _extract(call: Call, fields: Fields) -> Any:
 
 
 def _jobs_states(call: Call, fields: Fields) -> Any:
-    jobids = fields["jobids"]
-    if not isinstance(jobids, list) or not all(isinstance(jobid, str) for jobid in jobids):
-        raise InvalidRequest("jobids is a list of job ids")
+    jobids = _texts(fields, "jobids", "job ids")
     if len(jobids) > MAX_JOBIDS:
         raise TooLarge(f"the states of at most {MAX_JOBIDS} jobs can be asked for at once, not of {len(jobids)}")
     found, unknown = call.gateway.jobs.states(call.caller.user, jobids)
