@@ -97,6 +97,16 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+def flag(name: str, value: Any) -> bool:
+    """A switch of a JSON object.
+
+    :raises InvalidRequest: it is none.
+    """
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name} is true or false, not {value!r}")
+    return value
+
+
 def parse_parameters(capability: Capability, path: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
     """Check and convert the parameters of a request.
 
