@@ -282,24 +282,22 @@ class Unavailable(GatewayError):
     retryable = True
 
 
-_BY_CODE: dict[str, type[GatewayError]] = {
-    cls.code: cls
-    for cls in (
-        InvalidRequest,
-        Unauthorized,
-        Forbidden,
-        NotFound,
-        Conflict,
-        FileError,
-        IntegrityError,
-        TooLarge,
-        SubmissionRefused,
-        Busy,
-        ServerFault,
-        NotSupported,
-        Unavailable,
-    )
-}
+_ALL = (
+    InvalidRequest,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    Conflict,
+    FileError,
+    IntegrityError,
+    TooLarge,
+    SubmissionRefused,
+    Busy,
+    ServerFault,
+    NotSupported,
+    Unavailable,
+)
+_BY_CODE: dict[str, type[GatewayError]] = {cls.code: cls for cls in _ALL}
 _BY_STATUS: dict[int, type[GatewayError]] = {
     400: InvalidRequest,
     401: Unauthorized,
@@ -314,6 +312,11 @@ _BY_STATUS: dict[int, type[GatewayError]] = {
     503: Unavailable,
     504: Unavailable,
 }
+
+
+def all_gateway_errors() -> tuple[type[GatewayError], ...]:
+    """Every error that a gateway answers with."""
+    return _ALL
 
 
 def from_wire(status: int, body: Any) -> GatewayError:

@@ -33,13 +33,14 @@ from aiida_marketplace_hpc.gateway import streams
 from aiida_marketplace_hpc.gateway.access import Access, AccessLog, Json, error_response
 from aiida_marketplace_hpc.gateway.auth import bearer_token
 from aiida_marketplace_hpc.gateway.config import MAX_JSON, MIB, Settings
+from aiida_marketplace_hpc.gateway.document import document
 from aiida_marketplace_hpc.gateway.limits import Limits
 from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE
 from aiida_marketplace_hpc.gateway.pages import POLICY, api_page, front_page
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Note, Stream, parse_parameters
 from aiida_marketplace_hpc.gateway.service import Gateway
-from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability, Parameter
+from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +65,13 @@ def create_app(gateway: Gateway) -> FastAPI:
     app = FastAPI(
         title=gateway.settings.name,
         version=__version__,
-        description="An HPC gateway: run jobs on a cluster and reach its files over HTTP.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
+    described = document(gateway.settings)
+    app.openapi = lambda: described  # type: ignore[method-assign]
     app.add_middleware(Access, log=log)
     app.add_exception_handler(HTTPException, _http_error)
     limits = Limits(at_once=gateway.settings.requests_at_once, per_second=gateway.settings.requests_per_second)
@@ -80,15 +82,11 @@ def create_app(gateway: Gateway) -> FastAPI:
                 path,
                 _endpoint(gateway, capability, limits, log),
                 methods=[capability.method],
-                operation_id=capability.name,
-                summary=capability.summary,
-                include_in_schema=path == capability.path,
-                openapi_extra={"parameters": [_documented(parameter) for parameter in capability.parameters]},
             )
     for path, page in (("/", front_page), ("/docs", api_page)):
-        app.add_api_route(path, _page(page(gateway.settings)), include_in_schema=False)
+        app.add_api_route(path, _page(page(gateway.settings)))
     if gateway.settings.metrics:
-        app.add_api_route("/metrics", _metrics(gateway), include_in_schema=False)
+        app.add_api_route("/metrics", _metrics(gateway))
     return app
 
 
@@ -98,16 +96,6 @@ def _page(content: str) -> Callable[[], Response]:
 
 def _metrics(gateway: Gateway) -> Callable[[], Response]:
     return lambda: Response(gateway.metrics.page(), media_type=CONTENT_TYPE)
-
-
-def _documented(parameter: Parameter) -> dict[str, Any]:
-    return {
-        "name": parameter.name,
-        "in": parameter.where,
-        "required": parameter.required,
-        "description": parameter.description,
-        "schema": {"type": parameter.type},
-    }
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -164,7 +164,8 @@ class GatewayProcess:
             self._process = self.machine.popen(
                 [str(command), *self._arguments()],
                 user=self.user,
-                env={"PYTHONUNBUFFERED": "1", **self._env},
+                # Tokens among the arguments would be seen by everybody on the machine.
+                env={"PYTHONUNBUFFERED": "1", "MARKETPLACE_HPC_DEV_TOKEN": json.dumps(self.tokens), **self._env},
                 stdout=log,
                 stderr=log,
             )
@@ -237,8 +238,6 @@ class GatewayProcess:
         arguments += ["--home", self.home, "--state", self.state, "--access-log", self._access_log]
         for name, template in self.roots.items():
             arguments += ["--root", f"{name}={template}"]
-        for name, token in self.tokens.items():
-            arguments += ["--dev-token", f"{name}={token}"]
         if self.provider is not None:
             arguments += ["--auth", self.auth, "--issuer", self.provider.issuer]
             audience = self.provider.audience if self.auth == "oidc" else []

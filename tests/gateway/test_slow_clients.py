@@ -117,7 +117,6 @@ def test_who_sends_the_head_of_a_second_request_byte_by_byte_is_cut_off(served: 
 @pytest.mark.parametrize(
     ("method", "path", "lines"),
     [
-        ("PUT", "/api/v1/file/upload/home?filename=f", ["Content-Length: 100"]),
         ("PUT", "/api/v1/file/upload/home?filename=f", ["Content-Length: 100000000"]),
         (
             "PUT",
@@ -142,7 +141,8 @@ def test_who_sends_a_body_byte_by_byte_is_told_so(
     assert not (home / "f").exists()
 
 
-def test_a_slow_but_steady_upload_arrives(served: ServedGateway, home: Path) -> None:
+def test_a_slow_but_steady_upload_arrives(served: ServedGateway, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "STALLED", 1.0)  # This machine may be slow, too.
     content = bytes(range(250)) * 16
     started = time.monotonic()
     with connect(served) as connection:
@@ -154,7 +154,7 @@ def test_a_slow_but_steady_upload_arrives(served: ServedGateway, home: Path) -> 
             time.sleep(0.03)
         connection.sendall(b"0\r\n\r\n")
         assert answered(connection).startswith(b"HTTP/1.1 200")
-    assert time.monotonic() - started > 2 * PATIENCE
+    assert time.monotonic() - started > streams.STALLED
     assert (home / "f").read_bytes() == content
 
 
@@ -171,7 +171,8 @@ def test_who_does_not_take_an_answer_is_cut_off(served: ServedGateway, home: Pat
     )
 
 
-def test_a_slow_but_steady_download_arrives(served: ServedGateway, home: Path) -> None:
+def test_a_slow_but_steady_download_arrives(served: ServedGateway, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "STALLED", 0.6)
     size = 24 * 1024 * 1024
     with (home / "large").open("wb") as large:
         large.truncate(size)
@@ -183,7 +184,7 @@ def test_a_slow_but_steady_download_arrives(served: ServedGateway, home: Path) -
             found += len(piece)
             time.sleep(0.02)
     assert found > size
-    assert time.monotonic() - started > 2 * PATIENCE
+    assert time.monotonic() - started > 2 * streams.STALLED
 
 
 def test_an_endless_body_that_nobody_reads_ends(served: ServedGateway) -> None:

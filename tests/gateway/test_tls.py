@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import socket
+import subprocess
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from aiida_marketplace_hpc import HpcGateway
 from aiida_marketplace_hpc.client.auth import StaticToken
-from aiida_marketplace_hpc.client.transfer import put_file
+from aiida_marketplace_hpc.client.transfer import get, put_file
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.config import load
 from aiida_marketplace_hpc.gateway.server import _check_tls, _welcome
 from aiida_marketplace_hpc.testing.backend import FakeBackend
+from aiida_marketplace_hpc.testing.machine import NotPossibleHere, free_ports, wait_until
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
+from benchmarks.servers import program
 
 HSTS = "Strict-Transport-Security"
 
@@ -120,3 +124,59 @@ def test_a_warning_is_given_where_tokens_would_travel_in_the_clear(certificate: 
     assert warns(host="0.0.0.0")  # noqa: S104
     assert not warns(host="0.0.0.0", certfile=certificate)  # noqa: S104
     assert not warns(host="0.0.0.0", trusted_proxy=("10.0.0.1",))  # noqa: S104
+
+
+@pytest.mark.services
+def test_a_client_works_through_nginx_as_the_pages_set_it_up(
+    tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        nginx = program("nginx", "nginx-light")
+    except NotPossibleHere as exc:
+        pytest.skip(str(exc))
+    page = Path(__file__).parents[2] / "docs" / "howto" / "run-a-gateway.md"
+    locations = page.read_text().partition("```nginx\n")[2].partition("```")[0]
+    source = tmp_path / "source"
+    source.write_bytes(bytes(range(256)) * 80_000)
+    port = free_ports(1)[0]
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    with ServedGateway(tmp_path, FakeBackend(), trusted_proxy=("127.0.0.1",), metrics=True) as served:
+        folders = "".join(
+            f"{name}_temp_path {tmp_path}/{name}; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        configuration = tmp_path / "nginx.conf"
+        configuration.write_text(
+            f"daemon off; master_process off; pid {tmp_path}/pid; events {{}} http {{ access_log off; {folders} server {{ "
+            f"listen 127.0.0.1:{port} ssl; ssl_certificate {certificate}; ssl_certificate_key {certificate}; "
+            f"{locations.replace('http://127.0.0.1:5005', served.url)} }} }}"
+        )
+        log = tmp_path / "error.log"
+        with subprocess.Popen([nginx, "-e", str(log), "-c", str(configuration)]) as process:
+            try:
+                url = f"https://127.0.0.1:{port}"
+                wait_until(lambda: answers(port), within=20, failure=lambda: log.read_text())
+                with closing(HpcGateway(url, token_source=StaticToken(TOKENS[ALICE]))) as gateway:
+                    home = gateway.info()["home"]
+                    put_file(gateway, source, f"{home}/there")
+                    get(gateway, f"{home}/there", tmp_path / "back")
+                assert (tmp_path / "back").read_bytes() == source.read_bytes()
+                assert requests.get(f"{url}/metrics", timeout=20).status_code == 403
+                # From another address than the proxy's; what somebody says of themselves is not believed.
+                with requests.Session() as elsewhere:
+                    elsewhere.mount("https://", _FromElsewhere())
+                    answer = elsewhere.get(f"{url}/heartbeat", headers={"X-Forwarded-For": "203.0.113.7"}, timeout=20)
+                assert HSTS in answer.headers
+                assert served.requests()[-1]["client"] == "127.0.0.2"
+            finally:
+                process.terminate()
+
+
+class _FromElsewhere(requests.adapters.HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, source_address=("127.0.0.2", 0), **kwargs)
+
+
+def answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -78,6 +79,32 @@ class Call:
         if self.identified is None:
             raise Unauthorized("Authentication Token is missing")
         return self.identified
+
+
+def text(name: str, value: Any) -> str:
+    """A text of a JSON object that may be, or become, the name of a file.
+
+    :raises InvalidRequest: it is none, or has characters that no name can have.
+    """
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} is a text, not {value!r}")
+    try:
+        possible = b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:  # Half of a character; but what stands for a byte that is no UTF-8 is fine.
+        possible = False
+    if not possible:
+        raise InvalidRequest(f"{name} has characters that no file's name can have")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """A switch of a JSON object.
+
+    :raises InvalidRequest: it is none.
+    """
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name} is true or false, not {value!r}")
+    return value
 
 
 def parse_parameters(capability: Capability, path: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
