@@ -140,7 +140,9 @@ def test_a_client_works_through_nginx_as_the_pages_set_it_up(
     source.write_bytes(bytes(range(256)) * 80_000)
     port = free_ports(1)[0]
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
-    with ServedGateway(tmp_path, FakeBackend(), trusted_proxy=("127.0.0.1",), metrics=True) as served:
+    with ServedGateway(
+        tmp_path, FakeBackend(), trusted_proxy=("127.0.0.1",), allow_dev_tokens=True, metrics=True
+    ) as served:
         folders = "".join(
             f"{name}_temp_path {tmp_path}/{name}; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
