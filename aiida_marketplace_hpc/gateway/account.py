@@ -40,7 +40,7 @@ def check_account(settings: Settings) -> None:
         raise ConfigurationError(
             "with --account own jobs of a caller run as you: say who you are, with --owner and your e-mail address or subject"
         )
-    if settings.require_registration or settings.allow or settings.allow_claim:
+    if settings.closed:
         raise ConfigurationError(
             "with --account own nobody but the owner is served: leave --require-registration, --allow and --allow-claim away"
         )

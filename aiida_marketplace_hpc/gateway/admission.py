@@ -58,7 +58,7 @@ class Admission:
         settings = self._settings
         if settings.account_mode == "own":
             return not settings.owner or self._is_owner(identity, known)
-        if not (settings.require_registration or settings.allow or self._claims):
+        if not settings.closed:
             return True
         return (
             (known is not None and known.registered)

@@ -248,6 +248,11 @@ class Settings(BaseSettings):
         return self.account or ("own" if self.auth == "dev" and len(self.dev_token) == 1 else "shared")
 
     @property
+    def closed(self) -> bool:
+        """Whether an accepted token is not enough to use the gateway."""
+        return self.require_registration or bool(self.allow or self.allow_claim)
+
+    @property
     def machine_name(self) -> str:
         """What the machine is called in ``getInfo``."""
         return self.machine or self.backend

@@ -137,7 +137,7 @@ def _printed(arguments: Sequence[str], told: str) -> str:
     :raises OSError: if it cannot be started.
     :raises subprocess.SubprocessError: if it fails or takes too long; then all that it has started is ended, too.
     """
-    process = subprocess.Popen(
+    with subprocess.Popen(
         arguments,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -145,13 +145,13 @@ def _printed(arguments: Sequence[str], told: str) -> str:
         env=job_environment(),
         text=True,
         start_new_session=True,
-    )
-    try:
-        printed, complaint = process.communicate(told, timeout=_TIMEOUT)
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise
+    ) as process:
+        try:
+            printed, complaint = process.communicate(told, timeout=_TIMEOUT)
+        except BaseException:
+            # Its pipes are closed, not read to their end: whatever has left its session may hold them open.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     if process.returncode:
         raise subprocess.SubprocessError(f"exit code {process.returncode}: {complaint.strip()[-500:]}")
     return printed.strip()

@@ -199,10 +199,15 @@ def _welcome(settings: Settings, issuer: str) -> Sequence[str]:
         "oidc": f"tokens of {issuer} for {', '.join(settings.audience)} are accepted",
         "marketplace": f"tokens that {issuer} knows are accepted",
     }
+    if settings.account_mode == "own":
+        served = f"served is {settings.owner or 'who has the token'} alone"
+    else:
+        served = "served is whom you admit" if settings.closed else "served is everybody whose token is accepted"
     lines = [
         f"backend {settings.backend}, roots {roots}",
         f"cluster account {settings.account_mode}: {SEPARATION[settings.account_mode]}",
         tokens[settings.auth],
+        served,
     ]
     if settings.certfile is None and not settings.trusted_proxy and not is_loopback(settings.host):
         lines.append(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import stat
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -269,11 +273,18 @@ def test_a_command_that_hangs_is_ended_with_all_it_has_started(
     admission: Make, command: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mapping, "_TIMEOUT", 0.3)
-    gate = admission(home_command=command(f"sleep 300 & echo $! > {tmp_path}/pid; wait"))
+    gate = admission(
+        home_command=command(f"setsid sleep 60 & echo $! > {tmp_path}/left; sleep 300 & echo $! > {tmp_path}/pid; wait")
+    )
     with pytest.raises(Unavailable):
         gate.user_of(ALICE)
+    os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)  # It has left, and is nobody's to wait for.
     pid = (tmp_path / "pid").read_text().strip()
-    assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()
+    deadline = time.monotonic() + 10
+    with suppress(OSError):  # There is no such process any more, or nothing is left of it but its number.
+        while Path(f"/proc/{pid}/cmdline").read_bytes():
+            assert time.monotonic() < deadline, "it goes on"
+            time.sleep(0.01)
 
 
 def test_who_is_refused_does_not_run_the_command_at_every_request(

@@ -27,10 +27,12 @@ _PATIENCE = 2.0
 
 _ALGORITHMS: Mapping[str, tuple[str, ...]] = {
     "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
-    "EC": ("ES256", "ES384", "ES512"),
-    "OKP": ("EdDSA",),
+    "P-256": ("ES256",),
+    "P-384": ("ES384",),
+    "P-521": ("ES512",),
+    "Ed25519": ("EdDSA",),
 }
-"""What a kind of key may have signed with: asymmetric algorithms only. The token has no say in it."""
+"""What a key of a type or curve may have signed with: asymmetric algorithms only. The token has no say in it."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def _raise(issuer: str) -> NoReturn:
 
 def _key(entry: dict[str, Any]) -> Key | None:
     """One published key, if it is one for signatures."""
-    possible = _ALGORITHMS.get(str(entry.get("kty")), ())
+    possible = _ALGORITHMS.get(str(entry.get("crv", entry.get("kty"))), ())
     algorithms = tuple(name for name in possible if entry.get("alg", name) == name)
     if not algorithms or entry.get("use", "sig") != "sig":
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -15,8 +14,6 @@ from aiida_marketplace_hpc.gateway.auth import Identity, check_form, token_key
 from aiida_marketplace_hpc.gateway.auth.answers import Answers, Asking
 from aiida_marketplace_hpc.gateway.auth.claims import identity_from
 from aiida_marketplace_hpc.gateway.auth.provider import ask, checked_url
-
-logger = logging.getLogger(__name__)
 
 FRESH = 60.0
 """Seconds for which an identity is not asked for again."""

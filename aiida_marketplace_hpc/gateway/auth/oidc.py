@@ -48,12 +48,11 @@ class OidcTokens:
                 "whoever has a token of the issuer for anything else could use it here: give --audience, "
                 "what tokens for this gateway have as their aud"
             )
-        self._url = checked_url(issuer, "the issuer")
         self.issuer = issuer
         self._audience = list(audience)
         self._email_claim = email_claim
         self._clock = clock
-        self._keys = Keys(self._url, issuer, clock=clock)
+        self._keys = Keys(checked_url(issuer, "the issuer"), issuer, clock=clock)
 
     def identify(self, token: str) -> Identity:
         check_form(token)
@@ -63,7 +62,7 @@ class OidcTokens:
             if key is None:
                 raise Unauthorized(f"this token is not signed by {self.issuer}: log in again")
             claims = self._checked(token, {}, key=key.public, algorithms=key.algorithms)["payload"]
-        except jwt.InvalidTokenError as exc:
+        except jwt.PyJWTError as exc:
             raise Unauthorized(_refusal(exc, self.issuer)) from None
         return identity_from(
             self.issuer, claims, email_claim=self._email_claim, expires_at=float(claims["exp"]) + LEEWAY
@@ -96,7 +95,7 @@ class OidcTokens:
         )
 
 
-def _refusal(error: jwt.InvalidTokenError, issuer: str) -> str:
+def _refusal(error: jwt.PyJWTError, issuer: str) -> str:
     """What was wrong with a token, without a word of what is in it."""
     if isinstance(error, jwt.ExpiredSignatureError):
         return "the token has expired: get a new one"

@@ -323,8 +323,25 @@ def test_only_public_keys_for_signatures_count(published: Published) -> None:
     assert {kid for kid, key in found.items() if key is not None} == {"good", "edwards"}
     assert found["edwards"] is not None
     assert found["edwards"].algorithms == ("EdDSA",)
-    assert all(name.startswith("ES") for name in found["good"].algorithms) if found["good"] else False
+    assert found["good"] is not None
+    assert found["good"].algorithms == ("ES256",)
     assert keys.find("", 0.0) is None
+
+
+def test_only_the_algorithm_of_the_key_counts(published: Published) -> None:
+    private = ec.generate_private_key(ec.SECP256R1())
+    published([{**json.loads(jwt.algorithms.ECAlgorithm.to_jwk(private.public_key())), "kid": "k"}])
+    tokens = OidcTokens("https://issuer.example.org", ["hpc"])
+    claims = {"iss": tokens.issuer, "aud": "hpc", "sub": "s", "email": EMAIL, "exp": int(time.time()) + 60}
+    good = jwt.encode(claims, private, algorithm="ES256", headers={"kid": "k"})
+    assert tokens.identify(good).subject == "s"
+    _, payload, signature = good.split(".")
+    for name in ("ES384", "ES512", "ES256K", "EdDSA", "RS256", "PS256", "HS256", "none", "", None, 7, ["ES256"]):
+        with pytest.raises(Unauthorized):
+            tokens.identify(f"{encoded({'alg': name, 'kid': 'k'})}.{payload}.{signature}")
+    for header in ({"kid": "k"}, {"alg": "ES256", "kid": 7}, {"alg": "ES256", "kid": "k", "crit": ["x"], "x": 1}):
+        with pytest.raises(Unauthorized):
+            tokens.identify(f"{encoded(header)}.{payload}.{signature}")
 
 
 def test_a_token_need_not_name_the_only_key(published: Published) -> None:
