@@ -123,6 +123,8 @@ def test_a_margin_that_is_longer_than_the_lifetime_does_not_renew_without_end(
     first = source.token()
     clock.sleep(399)
     assert source.token() == first
+    eventually(lambda: source._renewal is None)
+    assert provider.grants["refresh_token"] == 0
     clock.sleep(2)
     assert renewed(source, first)
 
