@@ -67,9 +67,8 @@ class AccessLog:
                 return
             try:
                 self._append(self._file, text)
-            except (
-                OSError
-            ) as exc:  # A full disk must not keep requests from being answered, nor what they did from being known.
+            except OSError as exc:
+                # A full disk must keep nobody from being answered, nor what they did from being known.
                 logger.error("the access log cannot be written (%s): %s", exc.strerror, text)
 
     def _append(self, file: int, text: str) -> None:

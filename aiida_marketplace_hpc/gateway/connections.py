@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -36,7 +37,8 @@ class Connection(H11Protocol):
     def __init__(self, *arguments: Any, most: int, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._most = most
-        self._timer: asyncio.TimerHandle | None = None
+        self._for_request = _Timer(self.loop)
+        self._for_taking = _Timer(self.loop)
         self._unsent = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -46,33 +48,32 @@ class Connection(H11Protocol):
         if len(self.connections) > self._most + _SPARE:
             transport.abort()
             return
-        self._wait(streams.STALLED, self._no_request)
+        self._for_request.start(streams.STALLED, self._no_request)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
+        self._for_request.stop()
+        self._for_taking.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._is_busy:
-            self._stop_waiting()
+            self._for_request.stop()
+            if not self.flow.write_paused:
+                self._for_taking.stop()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self._is_busy:
-            self._unsent = self._unsent_now()
-            self._wait(streams.STALLED + KEEP_ALIVE, self._no_request)
+            self._for_request.start(streams.STALLED + KEEP_ALIVE, self._no_request)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unsent = self._unsent_now()
-        self._wait(_TAKEN * streams.STALLED, self._not_taken)
+        self._await_taking()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_waiting()
-        if not self._is_busy:
-            self._wait(streams.STALLED + KEEP_ALIVE, self._no_request)
+        self._for_taking.stop()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
@@ -109,15 +110,6 @@ class Connection(H11Protocol):
         """Whether the application is at work on a request."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _wait(self, seconds: float, end: Any) -> None:
-        self._stop_waiting()
-        self._timer = self.loop.call_later(seconds, end)
-
-    def _stop_waiting(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     def _unsent_now(self) -> int:
         """Bytes that wait for the other side to take what came before them."""
         # Below TLS there is a second buffer, of which asyncio does not tell otherwise.
@@ -126,14 +118,36 @@ class Connection(H11Protocol):
 
     def _no_request(self) -> None:
         if self._unsent_now():
-            self._not_taken()  # The answer to the last one is still on its way.
+            self._await_taking()  # The answer to the last one is still on its way.
         else:
             self.transport.abort()
 
-    def _not_taken(self) -> None:
+    def _await_taking(self) -> None:
+        self._unsent = self._unsent_now()
+        self._for_taking.start(_TAKEN * streams.STALLED, self._taken)
+
+    def _taken(self) -> None:
         unsent = self._unsent_now()
-        if unsent >= self._unsent > 0:
-            self.transport.abort()
-            return
-        self._unsent = unsent
-        self._wait(_TAKEN * streams.STALLED, self._not_taken if unsent else self._no_request)
+        if unsent >= self._unsent:
+            self.transport.abort()  # Nothing of it; or all of it, and no request came.
+        else:
+            self._await_taking()
+
+
+class _Timer:
+    """One of the things that a connection is waiting for."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self, seconds: float, end: Callable[[], None]) -> None:
+        """Call ``end`` after so many seconds, instead of what was to be called."""
+        self.stop()
+        self._handle = self._loop.call_later(seconds, end)
+
+    def stop(self) -> None:
+        """Call nothing."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None

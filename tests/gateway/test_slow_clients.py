@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,7 @@ def dribble(connection: socket.socket, data: bytes, *, every: float = 0.05) -> b
 
 def everything(connection: socket.socket) -> bytes:
     found = b""
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
         while piece := connection.recv(65536):
             found += piece
     return found
@@ -159,16 +160,46 @@ def test_a_slow_but_steady_upload_arrives(served: ServedGateway, home: Path, mon
 
 
 def test_who_does_not_take_an_answer_is_cut_off(served: ServedGateway, home: Path) -> None:
+    with connect(served) as connection:
+        assert_is_cut_off(served, connection, home)
+
+
+def test_who_does_not_take_an_answer_over_tls_is_cut_off(tmp_path: Path, certificate: Path) -> None:
+    with ServedGateway(tmp_path, FakeBackend(), certfile=certificate) as served:
+        home = Path(served.gateway.settings.roots[0].path_for("alice_a"))
+        home.mkdir(parents=True)
+        host, port = served.url.removeprefix("https://").split(":")
+        context = ssl.create_default_context(cafile=certificate)
+        with (
+            socket.create_connection((host, int(port)), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=host) as connection,
+        ):
+            assert_is_cut_off(served, connection, home)
+
+
+def assert_is_cut_off(served: ServedGateway, connection: socket.socket, home: Path) -> None:
+    size = 64 * 1024 * 1024
     before = len(served.requests())
     with (home / "large").open("wb") as large:
-        large.truncate(64 * 1024 * 1024)
-    with connect(served) as connection:
-        connection.sendall(head("GET", "/api/v1/file/download/home?filename=large", AUTHORIZATION))
-        wait_until(lambda: len(served.requests()) > before, within=10, failure=lambda: "the transfer is not given up")
-        assert 0 < len(everything(connection)) < 64 * 1024 * 1024
+        large.truncate(size)
+    connection.sendall(head("GET", "/api/v1/file/download/home?filename=large", AUTHORIZATION))
+    wait_until(
+        lambda: poke(connection) and len(served.requests()) > before,
+        within=10,
+        failure=lambda: "the transfer is not given up",
+    )
+    assert served.requests()[-1]["outcome"] == "broken off"
+    assert 0 < len(everything(connection)) < size
     wait_until(
         lambda: not served._server.server_state.connections, within=10, failure=lambda: "there is still a connection"
     )
+
+
+def poke(connection: socket.socket) -> bool:
+    """Send a little of another request, which changes nothing."""
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        connection.send(b"G")
+    return True
 
 
 def test_a_slow_but_steady_download_arrives(served: ServedGateway, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
