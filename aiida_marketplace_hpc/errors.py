@@ -6,11 +6,12 @@
     ├── ConfigurationError            a setting that a person must mend (address, token source, option)
     │   └── TokenUnavailable          the token source gives no token
     ├── ConnectionFailed              no complete answer; ``phase`` says whether the request can have arrived
-    │   └── DeadlineExceeded          no progress within the deadline
+    │   ├── DeadlineExceeded          no progress within the deadline
+    │   └── ProviderUnavailable       whoever renews the token does not answer; nothing was sent to the gateway
     └── GatewayError                  the gateway answered: no
         ├── InvalidRequest     400    the request makes no sense; repeating it changes nothing
         ├── Unauthorized       401    no token, or one that is not accepted
-        ├── Forbidden          403    a path outside the roots, a write below a read-only root
+        ├── Forbidden          403    a path outside the roots, a write below a read-only root, somebody who is not admitted
         ├── NotFound           404    no such job of yours, no such path on the gateway
         ├── Conflict           409    the state of the job or folder does not allow it
         ├── FileError          409    the file system refused; ``errno`` says how
@@ -20,7 +21,7 @@
         ├── Busy               429    too much at once; ask again after ``retry_after`` seconds
         ├── ServerFault        500    a fault of the gateway's own
         ├── NotSupported       501    this gateway cannot do that
-        └── Unavailable        503    what the gateway needs (scheduler, database) does not answer now
+        └── Unavailable        503    what the gateway needs (scheduler, database, who knows tokens) does not answer now
 
 The gateway raises the lower half and answers with :meth:`GatewayError.to_wire`; the client makes the same classes again
 from that answer with :func:`from_wire`. Nobody tells errors apart by their text.
@@ -90,6 +91,15 @@ class DeadlineExceeded(ConnectionFailed):
     code = "deadline_exceeded"
 
 
+class ProviderUnavailable(ConnectionFailed):
+    """Whoever renews the token gives no answer now. The login may be good: asking again later can succeed."""
+
+    code = "provider_unavailable"
+
+    def __init__(self, message: str, *, phase: Phase = Phase.NOT_SENT) -> None:
+        super().__init__(message, phase=phase)
+
+
 class GatewayError(MarketplaceHpcError):
     """The gateway answered with an error.
 
@@ -136,7 +146,7 @@ class Unauthorized(GatewayError):
 
 
 class Forbidden(GatewayError):
-    """A path outside the roots, or a write below a read-only root."""
+    """A path outside the roots, a write below a read-only root, or somebody who may not use the gateway."""
 
     code = "forbidden"
     status = 403
@@ -247,7 +257,7 @@ class Busy(GatewayError):
         self.retry_after = retry_after
 
     def to_wire(self) -> dict[str, Any]:
-        return {**super().to_wire(), "retry_after": self.retry_after}
+        return {**super().to_wire(), "retry_after": round(self.retry_after, 3)}
 
 
 class ServerFault(GatewayError):
@@ -265,31 +275,29 @@ class NotSupported(GatewayError):
 
 
 class Unavailable(GatewayError):
-    """What the gateway needs (scheduler, database, a proxy's upstream) does not answer now."""
+    """What the gateway needs (scheduler, database, identity provider, a proxy's upstream) does not answer now."""
 
     code = "unavailable"
     status = 503
     retryable = True
 
 
-_BY_CODE: dict[str, type[GatewayError]] = {
-    cls.code: cls
-    for cls in (
-        InvalidRequest,
-        Unauthorized,
-        Forbidden,
-        NotFound,
-        Conflict,
-        FileError,
-        IntegrityError,
-        TooLarge,
-        SubmissionRefused,
-        Busy,
-        ServerFault,
-        NotSupported,
-        Unavailable,
-    )
-}
+_ALL = (
+    InvalidRequest,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    Conflict,
+    FileError,
+    IntegrityError,
+    TooLarge,
+    SubmissionRefused,
+    Busy,
+    ServerFault,
+    NotSupported,
+    Unavailable,
+)
+_BY_CODE: dict[str, type[GatewayError]] = {cls.code: cls for cls in _ALL}
 _BY_STATUS: dict[int, type[GatewayError]] = {
     400: InvalidRequest,
     401: Unauthorized,
@@ -304,6 +312,11 @@ _BY_STATUS: dict[int, type[GatewayError]] = {
     503: Unavailable,
     504: Unavailable,
 }
+
+
+def all_gateway_errors() -> tuple[type[GatewayError], ...]:
+    """Every error that a gateway answers with."""
+    return _ALL
 
 
 def from_wire(status: int, body: Any) -> GatewayError:

@@ -468,6 +468,26 @@ JOB_FIELDS = (
 ``time_limit``, ``elapsed`` and ``age`` seconds; ``age`` says how old the scheduler's word is (``null``: it was never asked).
 ``jobs.show`` adds ``accounting``: the scheduler's own record, ``{"columns": [...], "rows": [[...], ...]}``."""
 
+INFO_FIELDS: dict[str, str] = {
+    "name": "what the gateway calls itself",
+    "version": "its version",
+    "api_version": "the version of this contract",
+    "oldest_client": "the oldest version of the client that it serves",
+    "extensions": "what it offers beyond the nine published capabilities",
+    "machines": "the machines that jobs run on, each with its `name`, `backend` and what the backend says about it",
+    "account_mode": "under which Unix account files are written and jobs run: `own`, `shared` or `delegated`",
+    "account_note": "what that does and does not keep apart, in a sentence",
+    "auth": "which tokens are accepted: `method` (`dev`, `oidc` or `marketplace`), `issuer`, `audience` (a list, empty where "
+    "it does not matter), and `refresh_margin`: how many seconds before the end of a token a client had better use a new one "
+    "(with tokens that do not live twice as long, at half of their life)",
+    "username": "the name of the caller's folders",
+    "email": "the caller's e-mail address",
+    "home": "the absolute path of the caller's home on the cluster",
+    "roots": "the folders below which the caller reaches everything: `name`, `path`, `read_only`, `free` bytes",
+    "limits": "how much may be asked for in one request",
+}
+"""The fields of the answer of ``getInfo``, and what each says; an older gateway may leave some away."""
+
 CREATE_FIELDS_PUBLISHED = ("job_name", "ntasks_per_node", "partition", "image", "executable_cmd", "email")
 """The keys of the published ``newTransformation``."""
 CREATE_FIELDS_ADDED = ("folder", "script", "client_ref", "launch", "key", "machine")

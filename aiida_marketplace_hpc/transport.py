@@ -126,7 +126,8 @@ class MarketplaceHpcTransport(AsyncTransport):
 
     :param url: the gateway's address, or with ``app_id`` the MarketPlace platform's.
     :param app_id: the gateway's application id on the platform; empty: talk to the gateway directly.
-    :param token_source: where the token is: ``env:NAME``, ``file:PATH``, ``command:CMD``. The token itself is never stored.
+    :param token_source: where the token is: ``env:NAME``, ``file:PATH``, ``command:CMD``, ``login:NAME``. The token itself is
+        never stored.
     :param max_io_allowed: how many requests may be under way at once.
     """
 
@@ -184,9 +185,10 @@ class MarketplaceHpcTransport(AsyncTransport):
             {
                 "type": str,
                 "default": DEFAULT_TOKEN_SOURCE,
-                "prompt": "Where the access token is (env:NAME, file:PATH or command:CMD)",
+                "prompt": "Where the access token is (env:NAME, file:PATH, command:CMD or login:NAME)",
                 "help": "Never the token itself. env:NAME reads an environment variable (of the daemon, too: set it before "
-                "the daemon is started), file:PATH a file that only you can read, command:CMD the output of a program.",
+                "the daemon is started), file:PATH a file that only you can read, command:CMD the output of a program, "
+                "login:NAME what `marketplace-hpc login NAME` has kept.",
                 "non_interactive_default": True,
                 "callback": _checked(TokenSource.parse),
             },

@@ -1,8 +1,9 @@
 """The command line of both sides.
 
 ``common`` holds what all commands of the client share (options, output, exit codes); ``service``, ``job``, ``file``,
-``user``, ``doctor`` and the package ``shell`` are those commands; ``computer``, ``gateway`` and ``demo`` are commands of their
-own. Each module is imported only when its command runs, so that ``--help`` and completion answer at once.
+``user``, ``doctor`` and the package ``shell`` are those commands; ``login`` keeps what they prove themselves with.
+``computer``, ``gateway`` and ``demo`` are commands of their own. Each module is imported only when its command runs, so that
+``--help`` and completion answer at once.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from aiida_marketplace_hpc.cli.common import Settings, client_options, exit_code
 _COMMANDS: Mapping[str, tuple[str, str]] = {
     "heartbeat": ("service:heartbeat", "Ask whether the gateway is up."),
     "doctor": ("doctor:doctor", "Check everything between here and the cluster."),
+    "login": ("login:login", "Log in, and stay logged in."),
+    "logout": ("login:logout", "Forget a login."),
+    "logins": ("login:logins", "List the logins that are kept here."),
     "user": ("user:user", "Register with a gateway."),
     "job": ("job:job", "Create, launch, watch and cancel jobs."),
     "file": ("file:file", "List, upload, download and delete files."),
     "shell": ("shell:shell", "Look at and work on the cluster's files, as in a shell."),
-    "computer": ("computer:computer", "Look after a computer in AiiDA that is a gateway."),
+    "computer": ("computer:computer", "Make a gateway a computer in AiiDA, and look after it."),
     "gateway": ("gateway:gateway", "Publish a cluster: serve the gateway."),
     "demo": ("demo:demo", "See a study run from beginning to end."),
 }

@@ -15,6 +15,8 @@ from aiida_marketplace_hpc.protocol import JobState
 if TYPE_CHECKING:
     from aiida_marketplace_hpc.gateway.ledger import Ledger
 
+DatabaseFlags = tuple[Path | None, dict[str, Any]]
+"""The file of settings, and the flags that were given."""
 _ENDS = [state.value for state in JobState if state.final and state is not JobState.REFUSED]
 
 
@@ -26,7 +28,7 @@ _ENDS = [state.value for state in JobState if state.final and state is not JobSt
 @click.option("--database", metavar="URL", help="The database.  [default: SQLite in the state folder]")
 @click.pass_context
 def admin(ctx: click.Context, /, config: Path | None, **flags: Any) -> None:
-    """Look after the jobs of a gateway, on its database.
+    """Look after the users and jobs of a gateway, on its database.
 
     The database is named as for `gateway serve`: by these options, the environment or the file.
     """
@@ -34,7 +36,11 @@ def admin(ctx: click.Context, /, config: Path | None, **flags: Any) -> None:
 
 
 @contextmanager
-def _ledger(settings: tuple[Path | None, dict[str, Any]]) -> Iterator[Ledger]:
+def opened_ledger(settings: DatabaseFlags) -> Iterator[Ledger]:
+    """The ledger that the flags name.
+
+    :raises click.ClickException: if there is none.
+    """
     try:
         from aiida_marketplace_hpc.gateway.config import load
         from aiida_marketplace_hpc.gateway.ledger import Ledger
@@ -63,13 +69,13 @@ def _ledger(settings: tuple[Path | None, dict[str, Any]]) -> Iterator[Ledger]:
 @click.option("--state", type=click.Choice(_ENDS), default=JobState.NODE_FAIL.value, show_default=True)
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the job's owner to read.")
 @click.pass_obj
-def end_job(settings: tuple[Path | None, dict[str, Any]], jobid: str, state: str, reason: str) -> None:
+def end_job(settings: DatabaseFlags, jobid: str, state: str, reason: str) -> None:
     """Record the end of a job of which the scheduler has lost the record.
 
     The gateway never takes silence for an end. An operator who knows that the job does not run any more says so here; nothing
     is cancelled.
     """
-    with _ledger(settings) as ledger:
+    with opened_ledger(settings) as ledger:
         job = ledger.get(jobid)
         if job is None:
             raise click.ClickException(f"there is no job {jobid}")

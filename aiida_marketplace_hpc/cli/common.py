@@ -55,7 +55,7 @@ def client_options(*, environment: bool = False) -> Callable[[F], F]:
     def decorate(command: F) -> F:
         for decorator in (
             json_option(),
-            _setting("--token-source", metavar="SOURCE", help="env:NAME, file:PATH or command:CMD."),
+            _setting("--token-source", metavar="SOURCE", help="env:NAME, file:PATH, command:CMD or login:NAME."),
             _setting(
                 "--app-id",
                 metavar="ID",

@@ -1,7 +1,7 @@
-"""``marketplace-hpc computer``: looks after computers of an AiiDA profile that are gateways.
+"""``marketplace-hpc computer``: makes computers of an AiiDA profile that are gateways, and looks after them.
 
-The commands work on a profile, as ``verdi`` does. Address and token are the computer's: the options that name a gateway mean
-nothing here.
+The commands work on a profile, as ``verdi`` does. But for ``create``, address and token are the computer's: the options that
+name a gateway mean nothing here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from aiida_marketplace_hpc.cli.common import Settings, emit, json_option, table
+from aiida_marketplace_hpc.cli.new_computer import create
 from aiida_marketplace_hpc.errors import ConfigurationError, MarketplaceHpcError
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @click.group()
 def computer() -> None:
-    """Look after a computer in AiiDA that is a gateway."""
+    """Make a gateway a computer in AiiDA, and look after it."""
+
+
+computer.add_command(create)
 
 
 def _on_a_computer(command: F) -> F:
@@ -57,7 +61,7 @@ def reconcile(settings: Settings, /, label: str, profile: str | None, yes: bool,
     """
     from aiida_marketplace_hpc.upkeep import abandoned_jobs
 
-    gateway = _gateway(_load(label, profile))
+    gateway = gateway_of(load(label, profile))
     orphans, others = abandoned_jobs(gateway)
     if not settings.json:
         _show("Jobs whose calculation has ended:", orphans)
@@ -97,7 +101,7 @@ def resume(settings: Settings, /, label: str, profile: str | None) -> None:
 
     from aiida_marketplace_hpc.upkeep import given_up
 
-    loaded = _load(label, profile)
+    loaded = load(label, profile)
     wanted = {node.pk for node in given_up(loaded)}
     if wanted:
         control.play_processes(given_up(loaded), timeout=_PATIENCE)
@@ -116,26 +120,48 @@ _PATIENCE = 10.0
 """Seconds in which the daemon is to answer."""
 
 
-def _load(label: str, profile: str | None) -> Computer:
+def load_aiida_profile(profile: str | None) -> str:
+    """Load a profile, and return its name.
+
+    :raises ConfigurationError: there is no such profile.
+    """
+    from aiida import load_profile
+    from aiida.common.exceptions import AiidaException
+
+    try:
+        return str(load_profile(profile).name)
+    except AiidaException as exc:
+        raise ConfigurationError(str(exc)) from exc
+
+
+def load_if_there(label: str) -> Computer | None:
+    """A computer of the loaded profile, or ``None``."""
+    from aiida.common.exceptions import NotExistent
+    from aiida.orm import load_computer
+
+    try:
+        return load_computer(label)
+    except NotExistent:
+        return None
+
+
+def load(label: str, profile: str | None) -> Computer:
     """Load the profile and the computer.
 
     :raises ConfigurationError: there is no such profile or computer.
     """
-    from aiida import load_profile
-    from aiida.common.exceptions import AiidaException, NotExistent
-    from aiida.orm import load_computer
-
-    try:
-        name = load_profile(profile).name
-    except AiidaException as exc:
-        raise ConfigurationError(str(exc)) from exc
-    try:
-        return load_computer(label)
-    except NotExistent:
-        raise ConfigurationError(f"the AiiDA profile {name} has no computer {label}") from None
+    name = load_aiida_profile(profile)
+    found = load_if_there(label)
+    if found is None:
+        raise ConfigurationError(f"the AiiDA profile {name} has no computer {label}")
+    return found
 
 
-def _gateway(computer: Computer) -> HpcGateway:
+def gateway_of(computer: Computer) -> HpcGateway:
+    """The gateway behind a computer, as its transport uses it.
+
+    :raises ConfigurationError: it is not configured, or no gateway.
+    """
     from aiida.common.exceptions import NotExistent
 
     from aiida_marketplace_hpc.transport import MarketplaceHpcTransport

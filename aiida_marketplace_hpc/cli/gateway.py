@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from aiida_marketplace_hpc.cli.admin import admin
+from aiida_marketplace_hpc.cli.admin_user import user
+from aiida_marketplace_hpc.cli.identity import identity_options
 from aiida_marketplace_hpc.errors import ConfigurationError
 
 
@@ -16,17 +18,8 @@ def gateway() -> None:
     """Publish a cluster: serve the gateway."""
 
 
+admin.add_command(user)
 gateway.add_command(admin)
-
-
-def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:
-    tokens = {}
-    for value in values:
-        user, separator, token = value.partition("=")
-        if not separator:
-            raise click.BadParameter("it is USER=TOKEN")
-        tokens[user] = token
-    return tokens or None
 
 
 @gateway.command()
@@ -48,19 +41,31 @@ def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
     "--state", type=click.Path(path_type=Path, file_okay=False), help="The folder for the gateway's own data."
 )
 @click.option("--database", metavar="URL", help="The database.  [default: SQLite in the state folder]")
-@click.option(
-    "--dev-token",
-    multiple=True,
-    callback=_tokens,
-    metavar="USER=TOKEN",
-    help="Accept this token as this user's. Development only: arguments are visible to everybody on the machine.",
-)
+@identity_options
 @click.option("--name", help="What the gateway calls itself.")
 @click.option("--machine", help="What the machine is called.  [default: the backend's name]")
 @click.option("--slots", type=int, help="Jobs that the backend local runs at once.  [default: number of processors]")
 @click.option("--poll-interval", type=float, help="Seconds for which one answer of the scheduler serves everybody.")
 @click.option(
-    "--access-log", type=click.Path(path_type=Path, dir_okay=False), help="Append a JSON line for each request."
+    "--certfile",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Serve HTTPS with this certificate (PEM, with those of its authorities).",
+)
+@click.option(
+    "--keyfile",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The certificate's key, unless it is in the same file.",
+)
+@click.option(
+    "--trusted-proxy",
+    multiple=True,
+    metavar="ADDRESS",
+    help="A reverse proxy, or a network of them, whose X-Forwarded-For and -Proto are believed. May be repeated.",
+)
+@click.option(
+    "--access-log",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Append a JSON line for each request and operation.",
 )
 @click.option(
     "--metrics",
@@ -77,6 +82,29 @@ def _tokens(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
     metavar="GIB",
     help="How much uploads that broke off may take, in each root of a user.  [default: 100]",
 )
+@click.option("--request-limit", type=int, metavar="MIB", help="The largest body of one request.  [default: 65536]")
+@click.option(
+    "--form-limit",
+    type=int,
+    metavar="MIB",
+    help="The largest upload in the published form, which is held in the temporary folder.  [default: 1024]",
+)
+@click.option(
+    "--requests-at-once", type=int, help="Requests of one user that may be under way; 0: any number.  [default: 64]"
+)
+@click.option(
+    "--requests-per-second",
+    type=float,
+    help="Requests of one user in a second, on average over ten; 0: any number.  [default: 200]",
+)
+@click.option(
+    "--jobs-per-user", type=int, help="Jobs of one user that have not ended; 0: any number.  [default: 10000]"
+)
+@click.option(
+    "--archive-members", type=int, help="Files, folders and links that may come out of one archive.  [default: 1000000]"
+)
+@click.option("--archive-size", type=int, metavar="GIB", help="How much may come out of one archive.  [default: 1024]")
+@click.option("--connections", type=int, help="Connections at once.  [default: 500]")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with the same settings.")
 def serve(config: Path | None, reload: bool, **flags: Any) -> None:
     """Serve a gateway over HTTP.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,6 +49,14 @@ class Answer:
     def digest(self) -> str | None:
         """The digest of the body that was announced, as RFC 9530 writes it; proxies may have dropped it."""
         return self._response.headers.get(DIGEST_HEADER)
+
+    @property
+    def date(self) -> float | None:
+        """When it was answered by the clock at the other end, in seconds since the epoch, if that is said."""
+        try:
+            return parsedate_to_datetime(self._response.headers["Date"]).timestamp()
+        except (KeyError, ValueError, TypeError):
+            return None
 
     @property
     def length(self) -> int | None:
@@ -127,7 +136,8 @@ class Answer:
             # Not the gateway's own words: a proxy whose upstream did not answer in time may have passed the request on.
             error.phase = Phase.MAYBE_SENT
         if isinstance(error, Busy):
-            error.retry_after = _seconds(response.headers.get("Retry-After", fields.get("retry_after")))
+            # The gateway's own word is the more exact one: a header has whole seconds.
+            error.retry_after = _seconds(fields.get("retry_after", response.headers.get("Retry-After")))
         return error
 
 

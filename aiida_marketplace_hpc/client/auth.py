@@ -1,6 +1,7 @@
 """Where the access token comes from: a source that is asked for every request, so that a renewed token is used at once.
 
-A source is written ``env:NAME``, ``file:PATH`` or ``command:CMD``. Only this text is ever stored; no message, ``repr`` or
+A source is written ``env:NAME``, ``file:PATH``, ``command:CMD`` or ``login:NAME``
+(:mod:`~aiida_marketplace_hpc.client.login`). Only this text is ever stored; no message, ``repr`` or
 log line contains a token, nor the arguments of a command, which may hold one.
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+from aiida_marketplace_hpc.client.claims import claims_of, moment
 from aiida_marketplace_hpc.errors import ConfigurationError, TokenUnavailable
 
 DEFAULT_SOURCE = "env:MP_ACCESS_TOKEN"
@@ -26,12 +28,16 @@ DEFAULT_SOURCE = "env:MP_ACCESS_TOKEN"
 COMMAND_TIMEOUT = 10.0
 """Seconds that a token command may take."""
 COMMAND_CACHE = 60.0
-"""Seconds for which the output of a token command is used again."""
+"""Seconds for which the output of a token command is used again that does not say when it expires."""
+_SHORTEST_CACHE = 10.0  # A token that has expired by our clock may be good by the gateway's.
 _FAILURE_CACHE = 5.0  # Threads that queued up behind a failing command must not each wait for it in turn.
 _MAX_FILE = 64 * 1024
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _TOKEN = re.compile(r"[!-~]+")
-_FORMS = "env:NAME (an environment variable), file:PATH (a file that only you can read) or command:CMD (its output)"
+_FORMS = (
+    "env:NAME (an environment variable), file:PATH (a file that only you can read), command:CMD (its output) or login:NAME "
+    "(what `marketplace-hpc login NAME` has kept)"
+)
 
 
 class TokenSource(abc.ABC):
@@ -39,6 +45,8 @@ class TokenSource(abc.ABC):
 
     reloadable: ClassVar[bool] = False
     """Whether asking again after :meth:`forget` can give another token."""
+    margin: float = 60.0
+    """Seconds before its end from which a token is replaced, where the source can; a gateway may state others."""
 
     @property
     @abc.abstractmethod
@@ -63,7 +71,7 @@ class TokenSource(abc.ABC):
     def parse(text: str) -> TokenSource:
         """Make the source that ``text`` describes. Does not look for a token yet.
 
-        :param text: ``env:NAME``, ``file:PATH`` or ``command:CMD``.
+        :param text: ``env:NAME``, ``file:PATH``, ``command:CMD`` or ``login:NAME``.
         :raises ConfigurationError: it is none of these. The message does not repeat ``text``, which may be a token.
         """
         scheme, colon, rest = text.strip().partition(":")
@@ -77,7 +85,9 @@ class TokenSource(abc.ABC):
         if scheme == "command":
             return CommandToken(rest)
         if scheme == "login":
-            raise ConfigurationError(f"login: is not available in this version; use {_FORMS}")
+            from aiida_marketplace_hpc.client.login import LoginToken
+
+            return LoginToken(rest)
         raise ConfigurationError(f"the token source is of an unknown kind; use {_FORMS}")
 
 
@@ -161,24 +171,32 @@ class FileToken(TokenSource):
 
 
 class CommandToken(TokenSource):
-    """The output of a command, run without a shell and used again for :data:`COMMAND_CACHE` seconds.
+    """The output of a command, run without a shell and used again until its end if it is a JWT with an expiry, else for
+    :data:`COMMAND_CACHE` seconds.
 
     :param clock: the seconds of a monotonic clock.
+    :param wall_clock: seconds since the epoch.
     :raises ConfigurationError: ``command`` cannot be split into arguments.
     """
 
     reloadable = True
 
-    def __init__(self, command: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        command: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         try:
             self._arguments = shlex.split(command)
         except ValueError as exc:
             raise ConfigurationError("command: has unbalanced quotes") from exc
         if not self._arguments:
             raise ConfigurationError("command: needs a command that prints a token")
-        self._clock = clock
+        self._clock, self._wall_clock = clock, wall_clock
         self._lock = threading.Lock()
-        self._cached: tuple[float, str] | None = None
+        self._cached: tuple[float, str] | None = None  # and until when it is used
         self._failed: tuple[float, str] | None = None
 
     @property
@@ -191,7 +209,7 @@ class CommandToken(TokenSource):
             raise TokenUnavailable(f"{self.name} gave no token within {within:.0f} s")
         try:
             now = self._clock()
-            if self._cached is not None and now - self._cached[0] < COMMAND_CACHE:
+            if self._cached is not None and now < self._cached[0]:
                 return self._cached[1]
             if self._failed is not None and now - self._failed[0] < _FAILURE_CACHE:
                 raise TokenUnavailable(self._failed[1])
@@ -200,7 +218,7 @@ class CommandToken(TokenSource):
             except TokenUnavailable as exc:
                 self._failed = (self._clock(), exc.message)
                 raise
-            self._cached, self._failed = (self._clock(), token), None
+            self._cached, self._failed = (self._clock() + self._good_for(token), token), None
             return token
         finally:
             self._lock.release()
@@ -209,6 +227,12 @@ class CommandToken(TokenSource):
         with self._lock:
             if self._cached is not None and self._cached[1] == token:
                 self._cached = None
+
+    def _good_for(self, token: str) -> float:
+        end = moment(claims_of(token), "exp")
+        if end is None:
+            return COMMAND_CACHE
+        return max(end - self._wall_clock() - self.margin, _SHORTEST_CACHE)
 
     def _run(self, within: float) -> str:
         try:

@@ -56,7 +56,7 @@ class HpcGateway:
 
     :param url: the gateway's address, or with ``app_id`` the MarketPlace's.
     :param app_id: go through the MarketPlace's proxy to this app; empty: talk to the gateway directly.
-    :param token_source: ``env:NAME``, ``file:PATH``, ``command:CMD``, or an object.
+    :param token_source: ``env:NAME``, ``file:PATH``, ``command:CMD``, ``login:NAME``, or an object.
     :param machine: the system on which new jobs run, where the gateway has several; empty: its default.
     :param clock: the seconds of a monotonic clock.
     :raises ConfigurationError: one of them makes no sense.
@@ -82,7 +82,7 @@ class HpcGateway:
         self._session = GatewaySession(self.token_source, timeouts=timeouts, retry=retry, clock=clock, sleep=sleep)
         self.body_limit = BodyLimit(proxied=bool(app_id))
         self._clock = clock
-        self._info = InfoCache(self.url, lambda: self._call("getInfo"), clock)
+        self._info = InfoCache(self.url, self._ask_info, clock)
 
     @classmethod
     def from_environment(cls) -> HpcGateway:
@@ -114,6 +114,23 @@ class HpcGateway:
         :return: ``message``.
         """
         return self._call("heartbeat")
+
+    def clock_offset(self) -> float | None:
+        """Ask how far the clock at the other end is ahead of this machine's. May be repeated.
+
+        :return: seconds, exact to one or two; ``None`` if it is not said. A proxy may answer with its own time.
+        """
+        before = time.time()
+
+        def read(answer: Answer) -> float | None:
+            answer.json()
+            return answer.date
+
+        moment = self._session.call(self._request("heartbeat"), read)
+        if moment is None:
+            return None
+        # The header has whole seconds.
+        return moment - before if moment < before - 1 else max(0.0, moment - time.time())
 
     def create_user(self) -> Json:
         """Register the caller and make their home on the cluster. May be repeated.
@@ -521,6 +538,13 @@ class HpcGateway:
         :raises MarketplaceHpcError: the error of the last attempt, after 20 seconds without progress.
         """
         return self._session.persist(attempt, progress)
+
+    def _ask_info(self) -> Json:
+        info = self._call("getInfo")
+        margin = info.get("auth", {}).get("refresh_margin")
+        if isinstance(margin, (int, float)):
+            self.token_source.margin = max(0.0, float(margin))
+        return info
 
     def _create(self, fields: Mapping[str, Any]) -> Json:
         if self.machine and "machine" not in fields:

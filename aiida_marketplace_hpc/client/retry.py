@@ -1,7 +1,8 @@
 """Whether a failed attempt is repeated, and when: pure checks over what is known, and a runner that alone sleeps.
 
 What may be repeated follows from how far the request got. Not sent: always. Perhaps sent: only what does nothing twice.
-Answered: what the gateway itself calls retryable. All attempts of a call share one budget of time, because a daemon that is
+Answered: what the gateway itself calls retryable; what it was too busy for (429) was not carried out, and is asked again after
+the time that it names. All attempts of a call share one budget of time, because a daemon that is
 asked to stop is killed 30 s later.
 """
 
@@ -22,7 +23,7 @@ T = TypeVar("T")
 class RetryPolicy:
     """How often and how fast.
 
-    :param attempts: the greatest number of attempts, with the first.
+    :param attempts: the greatest number of attempts, with the first; those that were told to come back later do not count.
     :param budget: seconds from the start of the call within which the last attempt should have ended.
     :param first_delay: seconds before the second attempt; each further delay is twice the one before.
     :param longest_delay: seconds, at most.
@@ -66,7 +67,10 @@ def delay(policy: RetryPolicy, attempt: Attempt, random: Callable[[], float]) ->
 
     :param random: gives numbers from 0 to 1, so that many clients do not come back all at once.
     """
-    if attempt.number >= policy.attempts or not may_repeat(attempt.error, attempt.repeatable):
+    if not may_repeat(attempt.error, attempt.repeatable):
+        return None
+    # Whoever is told to come back later does, as long as there is time: that was no attempt that failed.
+    if attempt.number >= policy.attempts and not isinstance(attempt.error, Busy):
         return None
     seconds = min(policy.longest_delay, policy.first_delay * 2.0 ** (attempt.number - 1)) * (0.5 + random() / 2)
     if isinstance(attempt.error, Busy):

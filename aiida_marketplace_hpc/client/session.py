@@ -31,7 +31,13 @@ from aiida_marketplace_hpc.client.connection import Exchange, WatchedAdapter
 from aiida_marketplace_hpc.client.failure import connection_error
 from aiida_marketplace_hpc.client.retry import RetryPolicy
 from aiida_marketplace_hpc.client.routes import Target
-from aiida_marketplace_hpc.errors import ConfigurationError, MarketplaceHpcError, TokenUnavailable, Unauthorized
+from aiida_marketplace_hpc.errors import (
+    ConfigurationError,
+    MarketplaceHpcError,
+    ProviderUnavailable,
+    TokenUnavailable,
+    Unauthorized,
+)
 from aiida_marketplace_hpc.protocol import REQUEST_ID_HEADER
 
 T = TypeVar("T")
@@ -69,7 +75,7 @@ class Request:
     :param repeatable: doing it twice is the same as doing it once.
     :param transfer: it lasts as long as it makes progress.
     :param seconds: for all attempts, instead of :attr:`Timeouts.total`.
-    :param once: a single attempt; who asks repeats it (:meth:`GatewaySession.persist`).
+    :param once: a single attempt, unless the gateway is too busy; who asks repeats it (:meth:`GatewaySession.persist`).
     :param token_optional: it can be asked without a token.
     """
 
@@ -257,7 +263,7 @@ class GatewaySession:
     def _token(self, request: Request, deadline: float) -> str | None:
         try:
             return self._source.token(deadline - self._clock())
-        except TokenUnavailable:
+        except (TokenUnavailable, ProviderUnavailable):
             if request.token_optional:
                 return None
             raise

@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from aiida_marketplace_hpc import __version__
@@ -28,22 +28,22 @@ from aiida_marketplace_hpc.errors import (
     InvalidRequest,
     NotFound,
     ServerFault,
-    TooLarge,
 )
 from aiida_marketplace_hpc.gateway import streams
 from aiida_marketplace_hpc.gateway.access import Access, AccessLog, Json, error_response
 from aiida_marketplace_hpc.gateway.auth import bearer_token
+from aiida_marketplace_hpc.gateway.config import MAX_JSON, MIB, Settings
+from aiida_marketplace_hpc.gateway.document import document
+from aiida_marketplace_hpc.gateway.limits import Limits
 from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE
-from aiida_marketplace_hpc.gateway.pages import api_page, front_page
+from aiida_marketplace_hpc.gateway.pages import POLICY, api_page, front_page
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
-from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Stream, parse_parameters
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Note, Stream, parse_parameters
 from aiida_marketplace_hpc.gateway.service import Gateway
-from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability, Parameter
+from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability
 
 logger = logging.getLogger(__name__)
 
-MAX_JSON = 16 * 1024 * 1024
-"""Bytes of a JSON body."""
 _THREADS = 100
 
 
@@ -65,62 +65,61 @@ def create_app(gateway: Gateway) -> FastAPI:
     app = FastAPI(
         title=gateway.settings.name,
         version=__version__,
-        description="An HPC gateway: run jobs on a cluster and reach its files over HTTP.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
+    described = document(gateway.settings)
+    app.openapi = lambda: described  # type: ignore[method-assign]
     app.add_middleware(Access, log=log)
     app.add_exception_handler(HTTPException, _http_error)
+    limits = Limits(at_once=gateway.settings.requests_at_once, per_second=gateway.settings.requests_per_second)
     for capability in CAPABILITIES:
         paths = {capability.path, capability.path.rstrip("/")}
         for path in sorted(paths):
             app.add_api_route(
                 path,
-                _endpoint(gateway, capability),
+                _endpoint(gateway, capability, limits, log),
                 methods=[capability.method],
-                operation_id=capability.name,
-                summary=capability.summary,
-                include_in_schema=path == capability.path,
-                openapi_extra={"parameters": [_documented(parameter) for parameter in capability.parameters]},
             )
-    app.add_api_route("/", lambda: HTMLResponse(front_page(gateway.settings)), include_in_schema=False)
-    app.add_api_route("/docs", lambda: HTMLResponse(api_page(gateway.settings)), include_in_schema=False)
+    for path, page in (("/", front_page), ("/docs", api_page)):
+        app.add_api_route(path, _page(page(gateway.settings)))
     if gateway.settings.metrics:
-        app.add_api_route("/metrics", _metrics(gateway), include_in_schema=False)
+        app.add_api_route("/metrics", _metrics(gateway))
     return app
+
+
+def _page(content: str) -> Callable[[], Response]:
+    return lambda: HTMLResponse(content, headers={"Content-Security-Policy": POLICY})
 
 
 def _metrics(gateway: Gateway) -> Callable[[], Response]:
     return lambda: Response(gateway.metrics.page(), media_type=CONTENT_TYPE)
 
 
-def _documented(parameter: Parameter) -> dict[str, Any]:
-    return {
-        "name": parameter.name,
-        "in": parameter.where,
-        "required": parameter.required,
-        "description": parameter.description,
-        "schema": {"type": parameter.type},
-    }
-
-
 async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and wrong methods, in the form of every other error."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    request_id = request.state.request_id
+    path, request_id = request.url.path, request.state.request_id
+    answer: GatewayError
     if status == 405:
-        answer = InvalidRequest(f"{request.method} is not possible on {request.url.path}", request_id=request_id)
-        headers = getattr(error, "headers", None)
-        return Json(answer.to_wire(), status_code=405, headers=headers)
-    if status == 404:
-        return error_response(NotFound(f"there is nothing at {request.url.path}; see /docs", request_id=request_id))
-    return error_response(ServerFault(str(error), request_id=request_id))
+        answer = InvalidRequest(f"{request.method} is not possible on {path}", request_id=request_id)
+    elif status == 404:
+        answer = NotFound(f"there is nothing at {path}; see /docs", request_id=request_id)
+    else:
+        answer = ServerFault(str(error), request_id=request_id)
+    request.state.outcome = answer.code
+    if status == 405:
+        return Json(answer.to_wire(), status_code=405, headers=getattr(error, "headers", None))
+    return error_response(answer)
 
 
-def _endpoint(gateway: Gateway, capability: Capability) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(
+    gateway: Gateway, capability: Capability, limits: Limits, log: AccessLog
+) -> Callable[[Request], Awaitable[Response]]:
     handler = HANDLERS[capability.name]
+    settings = gateway.settings
 
     async def endpoint(request: Request) -> Response:
         request.state.capability = capability.name
@@ -131,22 +130,45 @@ def _endpoint(gateway: Gateway, capability: Capability) -> Callable[[Request], A
                 known = gateway.known_caller(token)
                 caller = known if known is not None else await run_in_threadpool(gateway.caller, token)
                 request.state.user = caller.user.email
+                limits.admit(caller.user.id)
+                request.state.at_end.callback(limits.release, caller.user.id)
             parameters = parse_parameters(capability, request.path_params, _query(request))
             async with AsyncExitStack() as resources:
                 fields = await _json(request) if capability.body == "json" else {}
-                body = await _file(request, resources) if capability.body == "file" else None
-                call = Call(gateway, parameters, fields, caller, body)
+                body = await _file(request, settings, resources) if capability.body == "file" else None
+                call = Call(gateway, parameters, fields, caller, body, _operations_noted(request, log))
                 answer = await run_in_threadpool(_carried_out, handler, call)
                 if isinstance(answer, Later):
                     answer = await _awaited(answer)
             return answer if isinstance(answer, Response) else Json(answer)
         except GatewayError as exc:
             exc.request_id = request.state.request_id
+            request.state.outcome = exc.code
             if isinstance(exc, ServerFault):
                 logger.error("request %s: %s", request.state.request_id, exc)
             return error_response(exc)
 
     return endpoint
+
+
+def _operations_noted(request: Request, log: AccessLog) -> Note:
+    """What writes the operations of a request into the log; it may do so when the request has been answered."""
+    noted = request.state
+    request_id, user, client = noted.request_id, getattr(noted, "user", None), noted.client
+
+    def note(operation: str | None, fields: Mapping[str, Any], outcome: str) -> None:
+        log.write(
+            {
+                "request_id": request_id,
+                "operation": operation,
+                "fields": fields,
+                "outcome": outcome,
+                "user": user,
+                "client": client,
+            }
+        )
+
+    return note
 
 
 def _carried_out(handler: Callable[[Call], Answer], call: Call) -> dict[str, Any] | Later | Response:
@@ -170,23 +192,22 @@ async def _awaited(later: Later) -> dict[str, Any]:
 
 
 async def _json(request: Request) -> dict[str, Any]:
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MAX_JSON:
-            raise TooLarge(f"a JSON body has at most {MAX_JSON} bytes")
+    raw = await streams.whole(streams.bounded(request, MAX_JSON))
     try:
         fields = json.loads(raw) if raw else {}
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise InvalidRequest(f"the body is not JSON: {exc}") from exc
     if not isinstance(fields, dict):
         raise InvalidRequest("the body is a JSON object")
     return fields
 
 
-async def _file(request: Request, resources: AsyncExitStack) -> Body:
+async def _file(request: Request, settings: Settings, resources: AsyncExitStack) -> Body:
     """The file of an upload: the part ``file`` of a form, as published, or the body itself."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    is_form = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+    limit = settings.request_limit
+    request = streams.bounded(request, (min(limit, settings.form_limit) if is_form else limit) * MIB)
+    if not is_form:
         length = request.headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length) <= streams.PIECE:
             return Body(io.BytesIO(await streams.whole(request)).read)
@@ -197,6 +218,8 @@ async def _file(request: Request, resources: AsyncExitStack) -> Body:
         form = await request.form(max_files=1, max_fields=10)
     except (MultiPartException, HTTPException) as exc:
         raise InvalidRequest(f"the form does not parse: {exc}") from exc
+    except ClientDisconnect as exc:
+        raise streams.broken() from exc
     resources.push_async_callback(form.close)
     part = form.get("file")
     if not isinstance(part, UploadFile):

@@ -14,6 +14,7 @@ import gzip
 import lzma
 import os
 import stat
+import sys
 import tarfile
 import zlib
 from bz2 import BZ2Decompressor, BZ2File
@@ -22,7 +23,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import IO, Any, BinaryIO, Protocol, cast
 
-from aiida_marketplace_hpc.errors import FileError, InvalidRequest
+from aiida_marketplace_hpc.errors import FileError, InvalidRequest, TooLarge
 from aiida_marketplace_hpc.gateway.descriptors import (
     LIST,
     MAX_DEPTH,
@@ -274,13 +275,17 @@ def _header(name: str, found: os.stat_result) -> tarfile.TarInfo:
 # Unpacking one
 
 
-def extract(files: Files, path: str, target: str, *, strip_components: int = 0) -> dict[str, Any]:
+def extract(
+    files: Files, path: str, target: str, *, strip_components: int = 0, most: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Unpack an archive into a folder, which is made where it is missing.
 
     Folders that are there are merged with those of the archive; other members replace what is there. Nothing appears before
     the whole archive was read.
 
     :param strip_components: how many leading parts of each member's path are left away; members with no more are left out.
+    :param most: members, and bytes in all of them, that an archive may have.
+    :raises TooLarge: it has more; what it would unpack to is known only while that happens.
     :raises FileError: for what is not there; EBADMSG for what is no archive, or a damaged one; EINVAL for a member that
         would lie elsewhere; EEXIST for a file in place of a folder that is not empty.
     """
@@ -294,7 +299,7 @@ def extract(files: Files, path: str, target: str, *, strip_components: int = 0) 
         told(target),
         opened(place.name, LIST, place.folder) as goal,
         staged(place.root, goal) as folder,
-        closing(_Unpacker(folder, path, strip_components, files.advance)) as unpacker,
+        closing(_Unpacker(folder, path, strip_components, files.advance, most)) as unpacker,
     ):
         with _intact(path):
             for member, data in _members(_Stream(_decompressed(content), files.advance)):
@@ -441,7 +446,11 @@ class _Unpacker:
     :param path: the archive's, for errors.
     """
 
-    def __init__(self, folder: int, path: str, strip_components: int, advance: Advance) -> None:
+    def __init__(
+        self, folder: int, path: str, strip_components: int, advance: Advance, most: tuple[int, int] | None
+    ) -> None:
+        self._members, self._bytes = most or (sys.maxsize, sys.maxsize)
+        self._most = most
         self._folder = folder
         self._path = path
         self._strip = strip_components
@@ -458,8 +467,11 @@ class _Unpacker:
         """Put in one member.
 
         :raises FileError: EINVAL for one that would lie elsewhere, EPERM for a device.
+        :raises TooLarge: it is one too many, or too large.
         """
         self._advance(1)
+        self._members -= 1
+        self._require_room()
         parts = self._parts(member.name)
         if parts is None:
             return
@@ -479,6 +491,14 @@ class _Unpacker:
             else:
                 os.rmdir(name, dir_fd=folder)
             self._put(member, data, folder, name)
+
+    def _require_room(self) -> None:
+        if self._most is not None and (self._members < 0 or self._bytes < 0):
+            members, size = self._most
+            raise TooLarge(
+                f"{self._path} has more than {members} members, or {size} bytes in all of them, which is the limit of this "
+                "gateway: nothing was unpacked"
+            )
 
     def has_folder(self, parts: tuple[str, ...]) -> bool:
         """Whether a folder is a member itself, not only on the way to one."""
@@ -519,6 +539,8 @@ class _Unpacker:
         with os.fdopen(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
             unsynced = 0
             while chunk := data.read(_CHUNK):
+                self._bytes -= len(chunk)
+                self._require_room()
                 file.write(chunk)
                 self._advance(len(chunk))
                 unsynced += len(chunk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from pydantic_settings import (
 
 from aiida_marketplace_hpc.errors import ConfigurationError
 
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+MAX_JSON = 16 * MIB
+"""Bytes of a JSON body."""
 HOME = "home"
 """The name of the root that ``--home`` makes."""
 _ROOT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,19}")  # Shorter than a job id, so that the two are never confused.
@@ -121,12 +126,34 @@ class Settings(BaseSettings):
     database: str = ""
     dev_token: dict[str, str] = Field(default_factory=dict, repr=False)
     """Development tokens: the token of each user."""
+    auth: Literal["dev", "oidc", "marketplace"] = "dev"
+    """How to find out whose a token is."""
+    allow_dev_tokens: bool = False
+    """Accept development tokens on an address that others reach, too."""
+    issuer: str = ""
+    """Who issues the tokens; with ``marketplace`` the realm of ``MP_HOST_URL`` or ``MP_HOST`` by default."""
+    audience: tuple[str, ...] = ()
+    email_claim: str = "email"
+    account: Literal["own", "shared", "delegated"] | None = None
+    """Under whose Unix account files are written and jobs run."""
+    owner: str = ""
+    """With the account ``own``: who may use the gateway, by e-mail address or subject."""
+    require_registration: bool = False
+    allow: tuple[str, ...] = ()
+    allow_claim: tuple[str, ...] = ()
+    home_claim: str = ""
+    home_map: Path | None = None
+    home_command: tuple[str, ...] = ()
     name: str = "HPC gateway"
     machine: str = ""
     slots: int = Field(default=0, ge=0)
     """Jobs that the backend ``local`` runs at once; 0: as many as there are processors."""
     poll_interval: float = Field(default=0.0, ge=0.0)
     """Seconds for which one answer of the scheduler serves everybody; 0: what suits the backend."""
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    trusted_proxy: tuple[str, ...] = ()
+    """Addresses and networks whose word is taken for who connects to them, and whether with TLS."""
     access_log: Path | None = None
     metrics: bool = False
     """Show figures for Prometheus at ``/metrics``, to everybody who reaches the gateway."""
@@ -134,6 +161,22 @@ class Settings(BaseSettings):
     """Days for which an upload that broke off is kept, to be continued."""
     unfinished_limit: int = Field(default=100, ge=0)
     """GiB that uploads that broke off may take, in each root of a user."""
+    request_limit: int = Field(default=64 * 1024, ge=1)
+    """MiB of the body of one request."""
+    form_limit: int = Field(default=1024, ge=1)
+    """MiB of an upload in the published form, which lies in the temporary folder of the machine until it is whole."""
+    requests_at_once: int = Field(default=64, ge=0)
+    """Requests of one user that may be under way; 0: any number."""
+    requests_per_second: float = Field(default=200.0, ge=0.0)
+    """Requests of one user in a second, on average over ten; 0: any number."""
+    jobs_per_user: int = Field(default=10_000, ge=0)
+    """Jobs of one user that have not ended; 0: any number."""
+    archive_members: int = Field(default=1_000_000, ge=1)
+    """Files, folders and links that may come out of one archive."""
+    archive_size: int = Field(default=1024, ge=1)
+    """GiB that may come out of one archive."""
+    connections: int = Field(default=500, ge=1)
+    """Connections at once; the process needs twice as many open files (``ulimit -n``)."""
 
     @field_validator("home")
     @classmethod
@@ -147,6 +190,22 @@ class Settings(BaseSettings):
         if HOME in names or len(set(names)) != len(names):
             raise ValueError("every root needs a name of its own, and `home` is the one that --home makes")
         return value
+
+    @field_validator("trusted_proxy")
+    @classmethod
+    def _proxies_are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                ipaddress.ip_network(text)
+            except ValueError as exc:
+                raise ValueError(f"a trusted proxy is an address or network such as 10.0.0.0/24: {exc}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _key_has_a_certificate(self) -> Settings:
+        if self.keyfile is not None and self.certfile is None:
+            raise ValueError("a keyfile needs its certificate: give --certfile, too")
+        return self
 
     @model_validator(mode="after")
     def _folders_are_apart(self) -> Settings:
@@ -162,7 +221,7 @@ class Settings(BaseSettings):
                     f"the root {root.name} would not be read-only: it lies below {above.name} ({above.template}), "
                     "which can be written"
                 )
-        if not self.roots[0].per_user and len(self.dev_token) != 1 and not self.allow_shared_home:
+        if not self.roots[0].per_user and self.account_mode != "own" and not self.allow_shared_home:
             raise ValueError(
                 f"--home {self.home} is one folder for several users, who would reach each other's files: put {{username}} "
                 "into it, or, if that is what you want, give --allow-shared-home"
@@ -181,12 +240,17 @@ class Settings(BaseSettings):
         return self.database or f"sqlite:///{self.state.expanduser().absolute() / 'ledger.sqlite'}"
 
     @property
-    def account_mode(self) -> Literal["own", "shared"]:
-        """Under whose Unix account files are written and jobs run, as far as callers must know it.
+    def account_mode(self) -> Literal["own", "shared", "delegated"]:
+        """Under whose Unix account files are written and jobs run: :mod:`aiida_marketplace_hpc.gateway.account`.
 
-        ``own``: the gateway serves one person only, who also runs it. ``shared``: one service account for all.
+        Unless it is said, the account is the own one of somebody who is the only one with a development token.
         """
-        return "own" if len(self.dev_token) == 1 else "shared"
+        return self.account or ("own" if self.auth == "dev" and len(self.dev_token) == 1 else "shared")
+
+    @property
+    def closed(self) -> bool:
+        """Whether an accepted token is not enough to use the gateway."""
+        return self.require_registration or bool(self.allow or self.allow_claim)
 
     @property
     def machine_name(self) -> str:

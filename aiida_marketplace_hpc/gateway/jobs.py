@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from aiida_marketplace_hpc.errors import (
+    Busy,
     Conflict,
     FileError,
     GatewayError,
@@ -49,6 +50,7 @@ class Jobs:
     :param patience: seconds that a launch or a cancellation waits for the scheduler's word; what is wanted is carried out
         without it.
     :param retry_interval: seconds between attempts while the scheduler takes no jobs.
+    :param most: jobs of one user that have not ended; 0: any number.
     :param now: the time, aware.
     """
 
@@ -61,6 +63,7 @@ class Jobs:
         username_of: Callable[[str, str], str | None],
         *,
         machine: str = "",
+        most: int = 0,
         patience: float = 10.0,
         retry_interval: float = 15.0,
         now: Callable[[], datetime] = utc_now,
@@ -71,6 +74,7 @@ class Jobs:
         self._watch = watch
         self._files_of = files_of
         self._machine = machine
+        self._most = most
         self._patience = patience
         self._now = now
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="cancel")
@@ -103,6 +107,7 @@ class Jobs:
 
         :param key: makes the request idempotent in place of folder and script digest.
         :raises Conflict: if another job lives in the folder, or the key belongs to another folder or script.
+        :raises Busy: if it would be one job too many.
         """
         if not script or "/" in script:
             raise InvalidRequest(f"the script is the name of a file in the folder, not {script!r}")
@@ -131,13 +136,18 @@ class Jobs:
                 raise Conflict(
                     f"job {living.id} lives in {folder} with another script ({living.state}); cancel it, or wait for its end"
                 )
+            self._require_room(user)
             job = self._ledger.add(self._new(user, key, folder, script, digest, client_ref))
         if (job.folder, job.script) != (folder, script) or (job.script_digest != digest and key.startswith("key:")):
             raise Conflict(f"the key belongs to job {job.id}, which has another folder or script")
         return job
 
     def create_with_script(self, user: User, home: str, text: bytes) -> Job:
-        """Make a job with a folder of its own below ``home`` and this script in it, as the published gateway does."""
+        """Make a job with a folder of its own below ``home`` and this script in it, as the published gateway does.
+
+        :raises Busy: if it would be one job too many.
+        """
+        self._require_room(user)
         jobid = new_id()
         folder = f"{home}/{jobid}"
         files = self._files_of(user)
@@ -148,6 +158,15 @@ class Jobs:
         job = self._new(user, f"id:{jobid}", folder, script, None, None)
         job.id = jobid
         return self._ledger.add(job)
+
+    def _require_room(self, user: User) -> None:
+        """Count a user's jobs. (Several made at the same instant may each be the last one that has room.)"""
+        if self._most and (living := self._ledger.count_living(user.id)) >= self._most:
+            raise Busy(
+                f"{living} jobs of yours have not ended, which is the limit of this gateway: wait for some, or cancel those "
+                "that you never launched",
+                retry_after=10,
+            )
 
     def _new(self, user: User, key: str, folder: str, script: str, digest: str | None, client_ref: str | None) -> Job:
         return Job(

@@ -79,6 +79,19 @@ class User(Base):
     username: Mapped[str] = mapped_column(String(64), unique=True)
     """The name of this user's folder on the cluster: nobody else's."""
     created_at: Mapped[datetime] = mapped_column(_UtcDateTime)
+    registered: Mapped[bool] = mapped_column(Boolean, default=False)
+    """Whether an operator has admitted them by name."""
+    blocked: Mapped[bool] = mapped_column(Boolean, default=False)
+
+
+class Invitation(Base):
+    """Somebody whom an operator has admitted and who has not come yet."""
+
+    __tablename__ = "invitations"
+
+    who: Mapped[str] = mapped_column(String(255), primary_key=True)
+    """Their subject or e-mail address."""
+    created_at: Mapped[datetime] = mapped_column(_UtcDateTime)
 
 
 class Job(Base):
@@ -173,6 +186,10 @@ def automatic_key(folder: str, script: str, script_digest: str) -> str:
     return f"auto:{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()}"
 
 
+class NameTaken(Exception):
+    """Somebody else has the folder name that somebody should get."""
+
+
 class Ledger:
     """Users and jobs.
 
@@ -187,8 +204,8 @@ class Ledger:
         """Give the connections back."""
         self.engine.dispose()
 
-    def migrate(self) -> None:
-        """Bring the database to this version's schema; may be repeated."""
+    def migrate(self, revision: str = "head") -> None:
+        """Bring the database to this version's schema, or up to an older one; may be repeated."""
         from alembic import command
         from alembic.config import Config
 
@@ -196,7 +213,7 @@ class Ledger:
         config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
         with self.engine.execution_options(writes=True).begin() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -213,14 +230,16 @@ class Ledger:
     # Users
 
     def user_of(self, identity: Identity, names: Callable[[str, str], Iterable[str]] | None = None) -> User:
-        """The user of an identity, registered now if they are new; may be repeated.
+        """The user of an identity, added now if they are new; may be repeated.
+
+        Whoever is known keeps their folder, also under another e-mail address.
 
         :param names: the folder names that they may get, of the one that their address makes and :func:`owner_of` them.
+        :raises NameTaken: if somebody else has all of them.
         """
-        with self.reading() as session:
-            known: User | None = session.scalar(_by_identity(identity))
+        known = self.find_user(identity)
         if known is not None:
-            return known
+            return self._renamed(known, identity)
         claimed = self._claim(identity)
         if claimed is not None:
             return claimed
@@ -245,7 +264,21 @@ class Ledger:
                 existing = self._claim(identity)
                 if existing is not None:
                     return existing
-        raise RuntimeError(f"no free folder name for {identity.email}")
+        raise NameTaken(f"no free folder name for {identity}")
+
+    def find_user(self, identity: Identity) -> User | None:
+        """The user of an identity, if they have been here."""
+        with self.reading() as session:
+            known: User | None = session.scalar(_by_identity(identity))
+        return known
+
+    def _renamed(self, user: User, identity: Identity) -> User:
+        """Write down what somebody is called by now."""
+        if (user.email, user.name) != (identity.email, identity.name):
+            with self.writing() as session:
+                session.execute(update(User).where(User.id == user.id).values(email=identity.email, name=identity.name))
+            user.email, user.name = identity.email, identity.name
+        return user
 
     def user_by_owner(self, owner: str, username: str) -> User:
         """The user that :func:`owner_of` names, made again where the ledger has lost them.
@@ -276,9 +309,7 @@ class Ledger:
         statement = update(User).where(User.issuer == _LOST, User.subject == owner).values(**named)
         with self.writing() as session:
             session.execute(statement)
-        with self.reading() as session:
-            claimed: User | None = session.scalar(_by_identity(identity))
-        return claimed
+        return self.find_user(identity)
 
     def user(self, user_id: str) -> User:
         """The user of that id.
@@ -378,6 +409,12 @@ class Ledger:
         with self.reading() as session:
             rows = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
         return {JobState(state): number for state, number in rows}
+
+    def count_living(self, user_id: str) -> int:
+        """How many jobs of a user have not ended."""
+        query = select(func.count()).where(Job.user_id == user_id, Job.state.in_((*_ACTIVE, JobState.CREATED.value)))
+        with self.reading() as session:
+            return session.scalar(query) or 0
 
     def unsettled(self) -> list[Job]:
         """Everybody's jobs whose submission is not confirmed, or whose end is wanted."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from html import escape
 
 from aiida_marketplace_hpc import __version__
+from aiida_marketplace_hpc.gateway.account import SEPARATION
 from aiida_marketplace_hpc.gateway.config import Settings
 from aiida_marketplace_hpc.protocol import CAPABILITIES, OPERATIONS
 
@@ -15,12 +18,9 @@ table { border-collapse: collapse; width: 100%; margin: 1rem 0 }
 th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-bottom: 1px solid #d5dde5 }
 small { color: #52606d }
 """
-
-_ACCOUNT_MODES = {
-    "own": "This gateway serves one person, who also runs it.",
-    "shared": "All users' jobs run under one Unix account: the gateway keeps users' files and jobs apart, "
-    "but a job itself can reach whatever that account can.",
-}
+_STYLE_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_DIGEST}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+"""What a browser may load for these pages: their own style."""
 
 
 def front_page(settings: Settings) -> str:
@@ -32,7 +32,7 @@ def front_page(settings: Settings) -> str:
 <p>This is an HPC gateway: it lets programs run jobs on a cluster and reach files there over HTTP.
 It is running version {escape(__version__)} of <code>aiida-marketplace-hpc</code> with the backend
 <code>{escape(settings.backend)}</code>.</p>
-<p>{escape(_ACCOUNT_MODES[settings.account_mode])}</p>
+<p>{escape(SEPARATION[settings.account_mode])}</p>
 <ul>
 <li><a href="docs">What can be asked of it</a> (<a href="openapi.json">as an OpenAPI document</a>)</li>
 <li><a href="heartbeat">Whether it is up</a></li>

@@ -6,8 +6,10 @@ import errno
 import logging
 import os
 import socket
+import ssl
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,12 @@ from uvicorn.supervisors import ChangeReload
 
 import aiida_marketplace_hpc
 from aiida_marketplace_hpc.errors import ConfigurationError
+from aiida_marketplace_hpc.gateway.account import SEPARATION, check_account
 from aiida_marketplace_hpc.gateway.app import create_app
+from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
+from aiida_marketplace_hpc.gateway.auth.development import is_loopback
 from aiida_marketplace_hpc.gateway.config import RootTemplate, Settings, load
+from aiida_marketplace_hpc.gateway.connections import KEEP_ALIVE, Connection
 from aiida_marketplace_hpc.gateway.service import Gateway
 
 logger = logging.getLogger(__name__)
@@ -42,7 +48,8 @@ class _Server(uvicorn.Server):
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            print(f"listening on http://{shown}:{port}", flush=True)  # noqa: T201 - scripts wait for this line.
+            scheme = "https" if self._gateway.settings.certfile else "http"
+            print(f"listening on {scheme}://{shown}:{port}", flush=True)  # noqa: T201 - scripts wait for this line.
 
 
 def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, reload: bool = False) -> None:
@@ -54,6 +61,8 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
     :raises ConfigurationError: if the address is taken, the state folder cannot be written, or a setting does not fit.
     """
     _log_to_stderr()
+    check_account(settings)
+    issuer = authenticator(settings).issuer
     state = settings.state.expanduser().absolute()
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -64,8 +73,9 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
         ) from exc
     for root in settings.roots:
         _check_root(root)
+    _check_tls(settings)
     listener = _listen(settings.host, settings.port)
-    for line in _welcome(settings):
+    for line in _welcome(settings, issuer):
         logger.info("%s", line)
     with listener:
         if reload:
@@ -81,15 +91,27 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
 def run(settings: Settings, sockets: list[socket.socket]) -> None:
     """Run the application on a socket that is listening already."""
     gateway = Gateway(settings)
-    config = uvicorn.Config(
+    _Server(configuration(gateway), gateway).run(sockets=sockets)
+
+
+def configuration(gateway: Gateway) -> uvicorn.Config:
+    """How HTTP is served to whoever connects."""
+    settings = gateway.settings
+    return uvicorn.Config(
         create_app(gateway),
+        http=partial(Connection, most=settings.connections),  # type: ignore[arg-type]
+        ssl_certfile=settings.certfile,
+        ssl_keyfile=settings.keyfile,
+        proxy_headers=bool(settings.trusted_proxy),
+        forwarded_allow_ips=list(settings.trusted_proxy),
         access_log=False,
         log_config=None,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=_GRACE,
         lifespan="on",
+        ws="none",
     )
-    _Server(config, gateway).run(sockets=sockets)
 
 
 class _Reloaded:
@@ -125,6 +147,27 @@ def _check_root(root: RootTemplate) -> None:
         raise ConfigurationError(f"the folder {folder} of the root {root.name} cannot be written by this account")
 
 
+def _check_tls(settings: Settings) -> None:
+    """Make sure that certificate and key can be used, and that the key is not everybody's."""
+    if settings.certfile is None:
+        return
+    key = settings.keyfile or settings.certfile
+    try:
+        if key.stat().st_mode & 0o007:
+            raise ConfigurationError(f"the key file {key} can be read by everybody: chmod 600 {key}")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.certfile, settings.keyfile, password=_no_password)
+    except OSError as exc:  # Those of ssl are, too.
+        raise ConfigurationError(
+            f"the certificate {settings.certfile} with the key {key} cannot be used: {exc.strerror or exc}"
+        ) from exc
+
+
+def _no_password() -> str:
+    # Without this, OpenSSL would ask for it on the terminal.
+    raise ConfigurationError("the key file needs a password: give one without, which only the gateway can read")
+
+
 def _listen(host: str, port: int) -> socket.socket:
     try:
         # With the protocol named, asyncio sets TCP_NODELAY; without it each answer waits 40 ms for an acknowledgement.
@@ -147,17 +190,28 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from exc
 
 
-def _welcome(settings: Settings) -> Sequence[str]:
+def _welcome(settings: Settings, issuer: str) -> Sequence[str]:
     roots = ", ".join(
         f"{root.name}={root.template}{' (read-only)' if root.read_only else ''}" for root in settings.roots
     )
-    accounts = {
-        "own": "own: one person, who also runs the gateway",
-        "shared": "shared: jobs of all users run under this one Unix account and reach what it reaches, "
-        "the gateway's tokens and database included",
+    tokens = {
+        "dev": "development tokens are accepted: for trials and for one's own machine, not for the internet",
+        "oidc": f"tokens of {issuer} for {', '.join(settings.audience)} are accepted",
+        "marketplace": f"tokens that {issuer} knows are accepted",
     }
-    return (
+    if settings.account_mode == "own":
+        served = f"served is {settings.owner or 'who has the token'} alone"
+    else:
+        served = "served is whom you admit" if settings.closed else "served is everybody whose token is accepted"
+    lines = [
         f"backend {settings.backend}, roots {roots}",
-        f"cluster account {accounts[settings.account_mode]}",
-        "development tokens are in use: for trials and for one's own machine, not for the internet",
-    )
+        f"cluster account {settings.account_mode}: {SEPARATION[settings.account_mode]}",
+        tokens[settings.auth],
+        served,
+    ]
+    if settings.certfile is None and not settings.trusted_proxy and not is_loopback(settings.host):
+        lines.append(
+            f"without TLS on {settings.host}: everybody on the way can read the users' tokens; give --certfile, or put a "
+            "reverse proxy in front and give --trusted-proxy"
+        )
+    return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -13,7 +14,9 @@ from datetime import datetime
 from functools import cached_property
 
 from aiida_marketplace_hpc.errors import ConfigurationError, FileError
-from aiida_marketplace_hpc.gateway.auth import Authenticator, DevelopmentTokens
+from aiida_marketplace_hpc.gateway.admission import Admission
+from aiida_marketplace_hpc.gateway.auth import token_key
+from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
 from aiida_marketplace_hpc.gateway.backends.base import Backend
 from aiida_marketplace_hpc.gateway.config import Settings
 from aiida_marketplace_hpc.gateway.descriptors import Advance
@@ -90,11 +93,13 @@ class Gateway:
             self.files_of,
             self._username_of,
             machine=settings.machine_name,
+            most=settings.jobs_per_user,
             now=now,
             metrics=self.metrics,
         )
         self.operations = Operations()
-        self.authenticator: Authenticator = DevelopmentTokens(settings.dev_token)
+        self.authenticator = authenticator(settings)
+        self.admission = Admission(settings, self.ledger, self.homes)
         self._callers: dict[str, tuple[float, Caller]] = {}
         self._callers_lock = threading.Lock()
         self._stopping = threading.Event()
@@ -116,26 +121,29 @@ class Gateway:
         self.ledger.close()
 
     def caller(self, token: str) -> Caller:
-        """Whose token it is; a new user is registered, and missing folders are made. Kept for :data:`_CALLER_AGE` seconds.
+        """Whose token it is; a new user is added, and missing folders are made. Kept for :data:`_CALLER_AGE` seconds.
 
         :raises Unauthorized: if it is nobody's.
-        :raises Forbidden: if their folder turns out to be somebody else's.
+        :raises Forbidden: if they may not use the gateway, or their folder turns out to be somebody else's.
+        :raises Unavailable: if who they are cannot be found out now.
         """
-        user = self.ledger.user_of(self.authenticator.identify(token), self.homes.names)
+        identity = self.authenticator.identify(token)
+        user = self.admission.user_of(identity)
         files = self.files_of(user)
         with suppress(FileError):  # Whoever uses the root says what is wrong with it.
             files.roots.prepare()
         self.homes.claim(user)
         caller = Caller(user, files, Transfers(files, self.keep))
+        remaining = math.inf if identity.expires_at is None else identity.expires_at - time.time()
         with self._callers_lock:
             if len(self._callers) >= _MAX_CALLERS:
                 self._callers.clear()
-            self._callers[token] = time.monotonic() + _CALLER_AGE, caller
+            self._callers[token_key(token)] = time.monotonic() + min(_CALLER_AGE, remaining), caller
         return caller
 
     def known_caller(self, token: str) -> Caller | None:
         """The answer of :meth:`caller` if it was given a moment ago; takes no time."""
-        until, caller = self._callers.get(token, (0.0, None))
+        until, caller = self._callers.get(token_key(token), (0.0, None))
         return caller if time.monotonic() < until else None
 
     def files_of(self, user: User) -> Files:

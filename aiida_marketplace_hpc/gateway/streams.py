@@ -15,15 +15,17 @@ import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from aiida_marketplace_hpc.errors import IntegrityError
+from aiida_marketplace_hpc.errors import IntegrityError, TooLarge
 from aiida_marketplace_hpc.gateway.routes.call import Stream
 
 PIECE = 1024 * 1024
 """Bytes that cross over at a time."""
 STALLED = 10.0
 """Seconds without a byte after which a transfer is given up: a dead client must not hold what it was writing to."""
+RATE = 512.0
+"""Bytes in a second that count as progress: less is a client that only wants to keep the gateway busy."""
 
 
 def response(stream: Stream) -> Response:
@@ -76,8 +78,7 @@ class _Streamed(StreamingResponse):
         try:
             while True:
                 for chunk in piece:
-                    with anyio.fail_after(STALLED):
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 if ended:
                     break
                 # Shielded: a thread cannot be cancelled, and it is at work on the chunks.
@@ -85,8 +86,6 @@ class _Streamed(StreamingResponse):
                 if not ended:
                     upcoming = self._upcoming()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TimeoutError as exc:
-            raise ClientDisconnect from exc
         finally:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([upcoming])
@@ -96,19 +95,66 @@ class _Streamed(StreamingResponse):
         return asyncio.ensure_future(run_in_threadpool(_piece, self._chunks))
 
 
+class Patience:
+    """How long a client is waited for: as long as bytes come, however slowly, but not for ever for one now and then.
+
+    :attr:`left` is in seconds. Waiting takes from it, bytes give to it.
+    """
+
+    def __init__(self) -> None:
+        self.left = STALLED
+
+    def note(self, waited: float, received: int) -> None:
+        """Note so many seconds and bytes."""
+        self.left = min(STALLED, self.left - waited + received / RATE)
+
+
+def bounded(request: Request, limit: int) -> Request:
+    """The same request, whose body has at most ``limit`` bytes and goes on coming.
+
+    :raises TooLarge: it is announced to be larger; reading it raises this, too.
+    """
+    too_large = TooLarge(
+        f"the body of such a request has at most {limit} bytes here: send less at once, or ask who runs the gateway"
+    )
+    announced = request.headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced) > limit:
+        raise too_large
+    patience = Patience()
+    total = 0
+    receive = request.receive
+
+    async def bounded_receive() -> Message:
+        nonlocal total
+        started = anyio.current_time()
+        try:
+            with anyio.fail_after(max(0.0, patience.left)):
+                message = await receive()
+        except TimeoutError as exc:
+            raise broken() from exc
+        received = len(message.get("body", b""))
+        patience.note(anyio.current_time() - started, received)
+        total += received
+        if total > limit:
+            raise too_large
+        return message
+
+    return Request(request.scope, bounded_receive)
+
+
 async def whole(request: Request) -> bytes:
     """A body that is small.
 
     :raises IntegrityError: it broke off, or stalled.
     """
     try:
-        with anyio.fail_after(STALLED):
-            return await request.body()
-    except (ClientDisconnect, TimeoutError) as exc:
-        raise _broken() from exc
+        return await request.body()
+    except ClientDisconnect as exc:
+        raise broken() from exc
 
 
-def _broken() -> IntegrityError:
+def broken() -> IntegrityError:
+    """The error for a body that does not come to its end."""
     return IntegrityError("the connection broke off inside the body; nothing was written")
 
 
@@ -145,17 +191,16 @@ class Incoming:
         size = 0
         try:
             while size < PIECE and self._broken is None:
-                with anyio.fail_after(STALLED):
-                    chunk = await anext(self._stream)
+                chunk = await anext(self._stream)
                 if chunk:
                     chunks.append(chunk)
                     size += len(chunk)
         except StopAsyncIteration:
             pass
-        except (ClientDisconnect, TimeoutError) as exc:
+        except (ClientDisconnect, IntegrityError) as exc:
             self._broken = exc
         if self._broken is not None and not chunks:  # What came before is of use.
-            raise _broken() from self._broken
+            raise broken() from self._broken
         return chunks
 
     def close(self) -> None:

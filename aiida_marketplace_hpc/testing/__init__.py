@@ -9,6 +9,8 @@ configuration of the machine, except that one system account is created where te
 ``proxy`` goes between a client and a gateway: it counts what passes, makes the way longer, and does what proxies and networks
 do to requests, which ``faults`` lists; ``forwarder`` is a longer way to any server.
 
+``oidc`` is an OpenID Connect provider: who logs in, and how long tokens live, is what the test says.
+
 ``stalls`` watches an event loop: when it stood still, and in whose code.
 
 ``backend`` and ``served`` are the other kind, quick and without a machine: a gateway in the test's own process, over a batch

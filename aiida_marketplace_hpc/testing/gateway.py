@@ -13,21 +13,27 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from aiida_marketplace_hpc.testing.machine import Machine, RigError, free_ports, tail, wait_until
+
+if TYPE_CHECKING:
+    from aiida_marketplace_hpc.testing.oidc import OidcProvider
 
 _READY = re.compile(r"^listening on (http://\S+)\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class ServedRequest:
-    """One line of a gateway's access log.
+    """One line of a gateway's access log that is about a request.
 
     :param time: when it was answered, as the gateway words it.
     :param path: without the query, which is ``query``.
     :param capability: the operationId; ``None`` for a path that is none.
+    :param outcome: ``ok``, the code of an error, or ``broken off``.
     :param duration: seconds.
     :param user: whose token it was; ``None`` if there was none, or a wrong one.
+    :param client: the address that it came from.
     """
 
     time: str
@@ -37,8 +43,10 @@ class ServedRequest:
     query: str
     capability: str | None
     status: int
+    outcome: str
     duration: float
     user: str | None
+    client: str | None
 
 
 class GatewayProcess:
@@ -53,8 +61,10 @@ class GatewayProcess:
     :param roots: further roots, by name; by default scratch and the read-only software of the machine.
     :param options: further options of ``serve``.
     :param env: added to its environment, such as :attr:`SlurmCluster.env`.
-    :param beside: another one that has been started: this one uses its state, with database and spool, its tokens and homes,
-        and is closed before it.
+    :param beside: another one that has been started: this one uses its state, with database and spool, its tokens, its
+        provider and its homes, and is closed before it.
+    :param provider: accept the tokens of this provider instead of development tokens; :attr:`tokens` is empty.
+    :param auth: how they are checked: ``oidc``, by the gateway, or ``marketplace``, by asking the provider.
     """
 
     def __init__(
@@ -69,10 +79,15 @@ class GatewayProcess:
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         beside: GatewayProcess | None = None,
+        provider: OidcProvider | None = None,
+        auth: Literal["oidc", "marketplace"] = "oidc",
     ) -> None:
         self.machine = machine
         self.backend = backend
-        self.tokens: dict[str, str] = beside.tokens if beside else {name: secrets.token_urlsafe(24) for name in users}
+        self.provider: OidcProvider | None = beside.provider if beside else provider
+        self.auth: Literal["oidc", "marketplace"] = beside.auth if beside else auth
+        own = {} if provider else {name: secrets.token_urlsafe(24) for name in users}
+        self.tokens: dict[str, str] = beside.tokens if beside else own
         self.user = user or machine.user
         self.home: str = home or (beside.home if beside else f"{machine.home}/{{username}}")
         default = {"scratch": f"{machine.scratch}/{{username}}", "software": f"{machine.software}:ro"}
@@ -106,7 +121,7 @@ class GatewayProcess:
 
     @property
     def token(self) -> str:
-        """The token of the first of its users."""
+        """The development token of the first of its users."""
         return next(iter(self.tokens.values()))
 
     @property
@@ -149,7 +164,8 @@ class GatewayProcess:
             self._process = self.machine.popen(
                 [str(command), *self._arguments()],
                 user=self.user,
-                env={"PYTHONUNBUFFERED": "1", **self._env},
+                # Tokens among the arguments would be seen by everybody on the machine.
+                env={"PYTHONUNBUFFERED": "1", "MARKETPLACE_HPC_DEV_TOKEN": json.dumps(self.tokens), **self._env},
                 stdout=log,
                 stderr=log,
             )
@@ -211,7 +227,7 @@ class GatewayProcess:
         lines = self.machine.read_text(path).splitlines(keepends=True)
         # A line without its end is being written.
         entries = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [ServedRequest(**entry) for entry in entries]
+        return [ServedRequest(**entry) for entry in entries if "method" in entry]
 
     @property
     def _access_log(self) -> str:
@@ -222,6 +238,9 @@ class GatewayProcess:
         arguments += ["--home", self.home, "--state", self.state, "--access-log", self._access_log]
         for name, template in self.roots.items():
             arguments += ["--root", f"{name}={template}"]
-        for name, token in self.tokens.items():
-            arguments += ["--dev-token", f"{name}={token}"]
+        if self.provider is not None:
+            arguments += ["--auth", self.auth, "--issuer", self.provider.issuer]
+            audience = self.provider.audience if self.auth == "oidc" else []
+            for name in [audience] if isinstance(audience, str) else audience:
+                arguments += ["--audience", name]
         return [*arguments, *self._options]

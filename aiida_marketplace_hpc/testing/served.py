@@ -12,9 +12,9 @@ from typing import Any
 
 import uvicorn
 
-from aiida_marketplace_hpc.gateway.app import create_app
 from aiida_marketplace_hpc.gateway.backends.base import Backend
 from aiida_marketplace_hpc.gateway.config import load
+from aiida_marketplace_hpc.gateway.server import configuration
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.testing.forwarder import bounded
 
@@ -40,9 +40,7 @@ class ServedGateway:
             **settings,
         }
         self.gateway = Gateway(load(flags), backend)
-        self._server = uvicorn.Server(
-            uvicorn.Config(create_app(self.gateway), log_config=None, access_log=False, lifespan="on")
-        )
+        self._server = uvicorn.Server(configuration(self.gateway))
         # With the protocol named, asyncio sets TCP_NODELAY; without it each answer waits 40 ms for an acknowledgement.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bounded(self._socket)
@@ -53,10 +51,18 @@ class ServedGateway:
     @property
     def url(self) -> str:
         """The gateway's address."""
-        return "http://{}:{}".format(*self._socket.getsockname())
+        scheme = "https" if self.gateway.settings.certfile else "http"
+        return "{}://{}:{}".format(scheme, *self._socket.getsockname())
 
     def requests(self) -> list[dict[str, Any]]:
         """The requests that were answered so far, as the access log has them."""
+        return [line for line in self._logged() if "method" in line]
+
+    def operations(self) -> list[dict[str, Any]]:
+        """The operations of ``query`` that have ended so far, as the access log has them."""
+        return [line for line in self._logged() if "operation" in line]
+
+    def _logged(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.access_log.read_text().splitlines()]
 
     def __enter__(self) -> ServedGateway:

@@ -158,18 +158,50 @@ class Limits(FromCode):
     """The limits of a gateway, as `getInfo` announces them, and some that it does not."""
 
     def lines(self) -> list[str]:
-        from aiida_marketplace_hpc.gateway import app, submission
+        from aiida_marketplace_hpc.bundle import PART
+        from aiida_marketplace_hpc.gateway import config, submission
         from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS
 
+        def default(name: str) -> str:
+            return f"{int(config.Settings.model_fields[name].default):,}"
+
         return table(
-            ["Limit", "Value"],
+            ["Limit", "In `getInfo`", "Value"],
             [
-                ["operations in one `query`", f"{MAX_OPERATIONS:,}"],
-                ["ids in one `jobs.states`", f"{MAX_JOBIDS:,}"],
-                ["a job script", f"{submission.MAX_SCRIPT:,} bytes"],
-                ["a JSON body", f"{app.MAX_JSON:,} bytes"],
+                ["operations in one `query`", "`operations`", f"{MAX_OPERATIONS:,}"],
+                ["ids in one `jobs.states`", "`jobids`", f"{MAX_JOBIDS:,}"],
+                ["a job script", "`script`", f"{submission.MAX_SCRIPT:,} bytes"],
+                ["a JSON body", "`json`", f"{config.MAX_JSON:,} bytes"],
+                ["a part of a file in a bundle", "`part`", f"{PART:,} bytes"],
+                ["the body of a request", "`request`", f"{default('request_limit')} MiB, unless set otherwise"],
+                ["an upload in the published form", "`form`", f"{default('form_limit')} MiB, unless set otherwise"],
+                [
+                    "requests of a user under way",
+                    "`requests_at_once`",
+                    f"{default('requests_at_once')}, unless set otherwise",
+                ],
+                [
+                    "requests of a user in a second",
+                    "`requests_per_second`",
+                    f"{default('requests_per_second')}, unless set otherwise",
+                ],
+                ["jobs of a user that have not ended", "`jobs`", f"{default('jobs_per_user')}, unless set otherwise"],
+                [
+                    "what comes out of one archive",
+                    "",
+                    f"{default('archive_members')} members, {default('archive_size')} GiB, unless set otherwise",
+                ],
             ],
         )
+
+
+class InfoFields(FromCode):
+    """The fields of the answer of `getInfo`."""
+
+    def lines(self) -> list[str]:
+        from aiida_marketplace_hpc.protocol import INFO_FIELDS
+
+        return table(["Field", "What it says"], [[code(name), text] for name, text in INFO_FIELDS.items()])
 
 
 class States(FromCode):
@@ -264,6 +296,9 @@ def _help(option: Any) -> tuple[str, str]:
 def _type(name: str, annotation: Any) -> str:
     from typing import Literal, get_args, get_origin
 
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    if len(parts) == 1 and get_origin(parts[0]) is Literal:  # or None
+        annotation = parts[0]
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(code(value) for value in get_args(annotation))
     text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
@@ -382,6 +417,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "create-fields": CreateFields,
         "operation-table": Operations,
         "limit-table": Limits,
+        "info-fields": InfoFields,
         "job-states": States,
         "job-fields": Fields,
         "error-table": Errors,

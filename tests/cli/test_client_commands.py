@@ -237,7 +237,8 @@ def test_exit_codes_and_messages(run: Run, fake: FakeGateway, tmp_path: Path) ->
     assert run("file", "list", "/etc").exit_code == 1
     assert run("user", "create", MP_HOST="ftp://x").exit_code == 2
     assert run("user", "create", MP_HOST="").exit_code == 2
-    assert run("user", "create", "--token-source", "login:x").exit_code == 2
+    assert run("user", "create", "--token-source", "login:/").exit_code == 2
+    assert run("user", "create", "--token-source", "login:x", XDG_STATE_HOME=str(tmp_path)).exit_code == 4
     assert run("user", "create", MP_HOST="http://127.0.0.1:1").exit_code == 3
     assert run("user", "create", MP_ACCESS_TOKEN="bad").exit_code == 4
     assert run("user", "create", MP_ACCESS_TOKEN="").exit_code == 4

@@ -47,6 +47,9 @@ def test_a_taken_port_is_named_with_the_remedy(tmp_path: Path) -> None:
         (["--dev-token", "nonsense"], "USER=TOKEN"),
         (["--dev-token", "me=short"], "8 characters"),
         ([*TOKEN, "--backend", "slurm"], "--home"),
+        ([*TOKEN, "--host", "0.0.0.0", "--port", "0"], "--allow-dev-tokens"),  # noqa: S104
+        (["--auth", "oidc", "--issuer", "https://login.example.org"], "--audience"),
+        ([*TOKEN, "--account", "delegated"], "firecrest"),
         ([*TOKEN, "--backend", "firecrest", "--home", "/tmp/x/{username}"], "not available in this version"),
         ([*TOKEN, "--root", "software=/no/such/folder:ro"], "/no/such/folder"),
         ([*TOKEN, "--home", "/proc/no/{username}"], "/proc/no"),
@@ -55,6 +58,19 @@ def test_a_taken_port_is_named_with_the_remedy(tmp_path: Path) -> None:
 )
 def test_what_makes_no_sense_is_named(tmp_path: Path, arguments: list[str], named: str) -> None:
     assert named in refused(tmp_path, *arguments)
+
+
+def test_it_serves_https_and_stops_while_somebody_is_connected(tmp_path: Path, certificate: Path) -> None:
+    arguments = [*COMMAND, *TOKEN, "--port", "0", "--state", str(tmp_path / "state"), "--certfile", str(certificate)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("listening on https://127.0.0.1:")
+        with requests.Session() as session:
+            url = line.removeprefix("listening on ").strip()
+            assert session.get(f"{url}/heartbeat", verify=str(certificate), timeout=20).ok
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=8)  # It would be 10 s if it waited for the other side.
 
 
 def test_a_state_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

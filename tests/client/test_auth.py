@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import sys
 import time
@@ -109,6 +111,33 @@ def test_command_is_used_again_for_a_minute(tmp_path: Path) -> None:
     assert source.token() == "two"
 
 
+def test_command_that_gives_a_jwt_is_used_until_its_end(tmp_path: Path) -> None:
+    now = 0.0
+
+    def jwt(end: float) -> str:
+        claims = base64.urlsafe_b64encode(json.dumps({"exp": end}).encode()).decode().rstrip("=")
+        return f"e30.{claims}.c2ln"
+
+    (tmp_path / "token").write_text(jwt(1000 + 3600))
+    source = CommandToken(f"cat {tmp_path}/token", clock=lambda: now, wall_clock=lambda: 1000 + now)
+    first = source.token()
+    # One that has expired, as far as our clock can tell.
+    (tmp_path / "token").write_text(jwt(1000))
+    now = 3539.0
+    assert source.token() == first
+    now = 3541.0
+    second = source.token()
+    assert second != first
+    (tmp_path / "token").write_text("opaque")
+    now += 9.0
+    assert source.token() == second
+    now += 2.0
+    assert source.token() == "opaque"
+    (tmp_path / "token").write_text("later")
+    now += 61.0
+    assert source.token() == "later"
+
+
 def test_refused_token_of_a_command_is_not_used_again(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("one")
     source = CommandToken(f"cat {tmp_path}/token")
@@ -168,9 +197,8 @@ def test_command_that_asks_is_not_answered() -> None:
             os.close(descriptor)
 
 
-def test_login_names_the_alternatives() -> None:
-    with pytest.raises(ConfigurationError, match=r"not available in this version.*env:NAME"):
-        TokenSource.parse("login:platform")
+def test_login_is_a_source() -> None:
+    assert repr(TokenSource.parse("login:platform")) == "<LoginToken login:platform>"
 
 
 @pytest.mark.parametrize("text", ["eyJhbGciOi.s3cret", "s3cret:x", "env:", "env:eyJ.s3cret", "command:'s3cret", ""])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import errno
-import ipaddress
 import socket
 import ssl
 import threading
@@ -19,6 +17,7 @@ from aiida_marketplace_hpc.client import answer as answer_module
 from aiida_marketplace_hpc.client.auth import FileToken, StaticToken, TokenSource
 from aiida_marketplace_hpc.client.gateway import HpcGateway
 from aiida_marketplace_hpc.client.session import Timeouts
+from aiida_marketplace_hpc.client.transfer import put_file
 from aiida_marketplace_hpc.errors import (
     Busy,
     ConfigurationError,
@@ -145,10 +144,34 @@ def test_the_gateways_own_no_may_be_repeated_for_everything(fake: FakeGateway, g
 
 
 def test_busy_is_waited_for(fake: FakeGateway, gateway: HpcGateway, naps: list[float]) -> None:
-    fake.faults.extend([refuse(Busy("slowly"), Retry_After="7"), None])
+    proxys_own = reply("slowly", 429, Retry_After="7")
+    fake.faults.extend([proxys_own, refuse(Busy("slowly", retry_after=0.5), Retry_After="1"), None])
     (fake.home / "a").touch()
     gateway.delete_file("home", "a")
     assert 7 < naps[0] < 8
+    assert 0.5 < naps[1] < 1.1
+
+
+def test_busy_is_waited_for_as_long_as_there_is_time(fake: FakeGateway, gateway: HpcGateway) -> None:
+    """A deletion is not repeated when it may have been done; this one was not."""
+    (fake.home / "a").touch()
+    fake.faults.extend([refuse(Busy("slowly", retry_after=0.1))] * 7)
+    gateway.delete_file("home", "a")
+    assert not (fake.home / "a").exists()
+    fake.faults.extend([refuse(Busy("slowly", retry_after=30))])
+    with pytest.raises(Busy, match="slowly"):
+        gateway.delete_file("home", "a")
+
+
+def test_an_upload_that_is_tried_once_waits_for_a_busy_gateway_too(
+    fake: FakeGateway, gateway: HpcGateway, tmp_path: Path
+) -> None:
+    source = tmp_path / "large"
+    source.write_bytes(bytes(2 * 1024 * 1024))
+    gateway.info()
+    fake.faults.extend([refuse(Busy("slowly", retry_after=0.1))] * 3)
+    put_file(gateway, source, f"{gateway.info()['home']}/there")
+    assert (fake.home / "there").stat().st_size == source.stat().st_size
 
 
 def test_a_final_error_is_raised_at_once_with_its_request_id(fake: FakeGateway, gateway: HpcGateway) -> None:
@@ -382,35 +405,6 @@ def test_no_error_contains_the_token(fake: FakeGateway, client_of: Make) -> None
 
 
 # TLS
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fake")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path / "certificate.pem"
-    path.write_bytes(
-        made.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return path
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import requests
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
 from aiida_marketplace_hpc.gateway.routes.query import RUN
-from aiida_marketplace_hpc.protocol import CAPABILITIES, JOB_FIELDS, OPERATIONS, Capability
+from aiida_marketplace_hpc.protocol import CAPABILITIES, OPERATIONS
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 from aiida_marketplace_hpc.testing.served import ALICE, BOB, TOKENS, ServedGateway
 
@@ -52,90 +51,9 @@ def home_of(client: Client) -> str:
     return str(client.send("GET", "/api/v1/info").json()["home"])
 
 
-def make_job(client: Client, name: str = "work") -> str:
-    folder = f"{home_of(client)}/{name}"
-    client.query({"op": "mkdir", "path": folder, "exist_ok": True})
-    client.send("PUT", "/api/v1/file/upload/home", params={"filename": f"{name}/run.sh"}, data=b"#!/bin/sh\n")
-    answer = client.send("POST", "/api/v1/job/create", json={"folder": folder, "script": "run.sh", "launch": True})
-    assert answer.status_code == 200, answer.text
-    assert set(answer.json()) == set(JOB_FIELDS)
-    return str(answer.json()["jobid"])
-
-
 def test_every_row_of_the_tables_has_its_code() -> None:
     assert set(HANDLERS) == {capability.name for capability in CAPABILITIES}
     assert set(RUN) == set(OPERATIONS)
-
-
-def request_of(capability: Capability, jobid: str) -> dict[str, Any]:
-    """A well-formed request of a capability about one job."""
-    request: dict[str, Any] = {"path": capability.path.replace("{jobid}", jobid), "params": {}}
-    for parameter in capability.parameters:
-        if parameter.name == "filename":
-            request["params"]["filename"] = "run.sh" if capability.name != "listFiles" else ""
-        elif parameter.name == "force":  # The job is live.
-            request["params"]["force"] = "true"
-    if capability.body == "file":
-        request["data"] = b"content"
-    if capability.name == "query":
-        request["json"] = {"operations": []}
-    if capability.name == "newTransformation":
-        request["json"] = {}
-    return request
-
-
-@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda capability: capability.name)
-def test_who_may_use_what(served: ServedGateway, alice: Client, capability: Capability) -> None:
-    jobid = make_job(alice)
-    request = request_of(capability, jobid)
-    path = request.pop("path")
-    nobody = Client(served, None).send(capability.method, path, **request)
-    stranger = Client(served, None)
-    stranger.headers = {"Authorization": "Bearer somebody-elses-token"}
-    refused = stranger.send(capability.method, path, **request)
-    if not capability.authenticated:
-        assert (nobody.status_code, refused.status_code) == (200, 200)
-        return
-    for answer in (nobody, refused):
-        assert answer.status_code == 401
-        assert answer.json()["code"] == "unauthorized"
-    if "{jobid}" in capability.path:
-        other = Client(served, BOB).send(capability.method, path, **request)
-        assert (other.status_code, other.json()["code"]) == (404, "not_found")
-        unknown = Client(served, BOB).send(capability.method, path.replace(jobid, "f" * 24), **request)
-        assert unknown.json()["error"] == other.json()["error"].replace(jobid, "f" * 24)
-    if capability.name != "newTransformation":
-        assert alice.send(capability.method, path, **request).status_code == 200
-
-
-def test_another_users_files_and_jobs_are_out_of_reach_of_query(served: ServedGateway, alice: Client) -> None:
-    jobid = make_job(alice)
-    home = home_of(alice)
-    bob = Client(served, BOB)
-    mine = home_of(bob)
-    path = f"{home}/work/run.sh"
-    fields = {
-        "path": path,
-        "pattern": f"{home}/*",
-        "target": f"{mine}/stolen",
-        "jobids": [jobid],
-        "jobid": jobid,
-        "mode": 511,
-        "sources": [path],
-        "root_dir": home,
-        "format": "tar",
-    }
-    for operation in OPERATIONS.values():
-        if operation.name == "jobs.active":
-            continue
-        result = bob.query({"op": operation.name, **{name: fields[name] for name in operation.required}})[0]
-        if operation.name == "jobs.states":
-            assert result["result"] == {"jobs": {}, "unknown": [jobid]}
-        else:
-            assert not result["ok"], operation.name
-            assert result["error"]["code"] in ("forbidden", "not_found")
-    assert bob.query({"op": "symlink", "path": f"{mine}/link", "target": home})[0]["ok"]
-    assert bob.query({"op": "list", "path": f"{mine}/link"})[0]["error"]["code"] == "forbidden"
 
 
 def test_the_published_life_of_a_job(served: ServedGateway, alice: Client, backend: FakeBackend) -> None:
@@ -348,29 +266,6 @@ def test_the_pages_for_people(served: ServedGateway) -> None:
         "restart",
         "force",
     ]
-
-
-def test_the_access_log_has_a_line_for_each_request_and_no_token(served: ServedGateway, alice: Client) -> None:
-    answer = alice.send("GET", "/api/v1/info", headers={"X-Request-Id": "from-the-client"})
-    assert answer.headers["X-Request-Id"] == "from-the-client"
-    Client(served, None).send("GET", "/heartbeat", headers={"X-Request-Id": "bad id\t"})
-    served.stop()
-    lines = served.requests()
-    assert [(line["capability"], line["status"], line["user"]) for line in lines] == [
-        ("getInfo", 200, ALICE),
-        ("heartbeat", 200, None),
-    ]
-    assert lines[0]["request_id"] == "from-the-client"
-    assert lines[1]["request_id"] != "bad id"
-    assert "token-of" not in json.dumps(lines)
-
-
-def test_an_access_log_on_a_full_disk_keeps_nobody_from_being_answered(tmp_path: Path, backend: FakeBackend) -> None:
-    with ServedGateway(tmp_path, backend) as served:
-        served.access_log.unlink()
-        served.access_log.symlink_to("/dev/full")
-    with ServedGateway(tmp_path, backend) as served:
-        assert Client(served, ALICE).send("GET", "/api/v1/info").status_code == 200
 
 
 def test_the_first_thing_that_a_new_user_does_may_be_anything(served: ServedGateway, tmp_path: Path) -> None:

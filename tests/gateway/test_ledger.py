@@ -21,6 +21,21 @@ def test_the_migrations_make_the_schema_that_the_code_uses(tmp_path: Path) -> No
     ledger.close()
 
 
+def test_users_of_an_older_ledger_are_neither_registered_nor_blocked(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    ledger.migrate("0002")
+    insert = (
+        "INSERT INTO users (id, issuer, subject, email, name, username, created_at) "
+        "VALUES ('1', 'i', 's', 'a@b', 'A', 'a', '2026-01-01')"
+    )
+    with ledger.engine.execution_options(writes=True).begin() as connection:
+        connection.exec_driver_sql(insert)
+    ledger.migrate()
+    [user] = ledger.users()
+    assert (user.username, user.registered, user.blocked) == ("a", False, False)
+    ledger.close()
+
+
 def test_an_identity_is_one_user(gateway: Gateway) -> None:
     first = gateway.ledger.user_of(Identity("dev", "1", "x.y@a.org", "X"))
     again = gateway.ledger.user_of(Identity("dev", "1", "renamed@a.org", "X"))

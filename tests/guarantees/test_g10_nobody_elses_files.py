@@ -1,7 +1,7 @@
 """G10: nobody reaches another user's jobs or files, or a path outside the roots, through the gateway.
 
 Over HTTP, on every file route and every operation, with a second user's home beside and a canary in it. (What the walk does
-with each kind of link is in ``tests/gateway/test_files.py``, who may use which route in ``tests/gateway/test_app.py``.)
+with each kind of link is in ``tests/gateway/test_files.py``, who may use what in ``test_g10_who_may_use_what.py``.)
 """
 
 from __future__ import annotations

@@ -5,11 +5,20 @@ Whatever runs, runs on a disk that the AiiDA side cannot see, and what AiiDA say
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sites import LABEL, Installation, Site
+
+from aiida_marketplace_hpc.testing.machine import wait_until
 
 ADD = "node = finish(ArithmeticAdd, x=orm.Int(3), y=orm.Int(4), code=code)\n"
 
@@ -210,13 +219,66 @@ def test_how_many_requests_one_calculation_needs(installation_without_broker: In
 
 
 def test_no_token_is_left_anywhere(installation: Installation, site: Site) -> None:
-    installation.run(ADD + "print(json.dumps(node.outputs.sum.value))")
+    """In no file of AiiDA's (with its database and all nodes), of the gateway's or of a user's, in no log, and, while all that
+    runs, among nobody's arguments."""
     token = site.gateway.token.encode()
+    with arguments_watched(token) as seen:
+        found = installation.run(
+            ADD + "print(json.dumps(node.base.attributes.all | node.base.extras.all, default=str))"
+        )
+    assert token.decode() not in json.dumps(found)
+    assert seen.looked > 20
+    assert seen.at == []
     places = [path for path in installation.profile.path.rglob("*") if path.is_file()]
     assert len(places) > 10
     assert [path for path in places if token in content(path)] == []
     assert token.decode() not in site.gateway.log
     assert token.decode() not in str(site.gateway.requests())
+    kept = [site.gateway.state, site.home, site.scratch]
+    search = site.gateway.machine.run(["grep", "-rlF", "--file=-", "--no-messages", *kept], input=site.gateway.token)
+    assert search.stdout == ""
+    # The same search finds what is there.
+    search = site.gateway.machine.run(["grep", "-rlF", "--file=-", "--no-messages", *kept], input="getDataset")
+    assert search.stdout != ""
+
+
+@dataclass
+class Seen:
+    """How often all processes were looked at, and those among whose arguments it was."""
+
+    looked: int = 0
+    at: list[bytes] = field(default_factory=list)
+
+
+@contextmanager
+def arguments_watched(secret: bytes) -> Iterator[Seen]:
+    """Look at the arguments of all processes of the machine again and again."""
+    seen = Seen()
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.05):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with suppress(OSError):
+                    arguments = path.read_bytes()
+                    if secret in arguments:
+                        seen.at.append(arguments)
+            seen.looked += 1
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        watching.join()
+
+
+def test_the_watch_sees_arguments() -> None:
+    with arguments_watched(b"a-secret-among-the-arguments") as seen:
+        idle = [sys.executable, "-c", "import sys; sys.stdin.read()", "a-secret-among-the-arguments"]
+        with subprocess.Popen(idle, stdin=subprocess.PIPE):
+            wait_until(lambda: bool(seen.at), within=10, failure=lambda: "it was not seen")
 
 
 def content(path: Path) -> bytes:

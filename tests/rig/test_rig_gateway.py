@@ -10,6 +10,7 @@ import requests
 
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.machine import RigError
+from aiida_marketplace_hpc.testing.oidc import OidcProvider
 
 pytestmark = pytest.mark.services
 
@@ -27,6 +28,19 @@ def test_it_says_what_it_served(gateway_factory: Callable[..., GatewayProcess]) 
     assert (first.capability, first.method, first.status, first.user) == ("getInfo", "GET", 200, "carol")
     assert (second.path, second.status, second.user) == ("/api/v1/info", 401, None)
     assert first.duration > 0
+
+
+@pytest.mark.parametrize("auth", ["oidc", "marketplace"])
+def test_it_accepts_the_tokens_of_a_provider(gateway_factory: Callable[..., GatewayProcess], auth: str) -> None:
+    with OidcProvider() as provider:
+        gateway = gateway_factory(provider=provider, auth=auth)
+        token = provider.issue("d", email=f"dora.{auth}@example.org")
+        answer = _info(gateway, token).json()
+        assert answer["username"] == f"dora_{auth}"
+        assert answer["auth"]["issuer"] == provider.issuer
+        assert _info(gateway, provider.issue("d", email=f"dora.{auth}@example.org", lifetime=-60)).status_code == 401
+        assert token not in gateway.log
+        assert gateway.tokens == {}
 
 
 def test_it_runs_as_the_clusters_user(local_gateway: GatewayProcess) -> None:

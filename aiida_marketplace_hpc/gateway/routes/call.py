@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class Later:
 
 
 Answer = dict[str, Any] | Stream | Later
+Note = Callable[[str | None, Mapping[str, Any], str], None]
+"""Takes down an operation of a ``query``: its name, what it was about, and what came of it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Call:
     :param parameters: those that were given, by name, converted to their types.
     :param json: the JSON object of a body, empty where there was none.
     :param body: the file of a body.
+    :param note: takes down each operation that was carried out or refused.
     """
 
     gateway: Gateway
@@ -64,6 +68,7 @@ class Call:
     json: Mapping[str, Any]
     identified: Caller | None = None
     body: Body | None = None
+    note: Note = lambda name, fields, outcome: None
 
     @property
     def caller(self) -> Caller:
@@ -74,6 +79,32 @@ class Call:
         if self.identified is None:
             raise Unauthorized("Authentication Token is missing")
         return self.identified
+
+
+def text(name: str, value: Any) -> str:
+    """A text of a JSON object that may be, or become, the name of a file.
+
+    :raises InvalidRequest: it is none, or has characters that no name can have.
+    """
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} is a text, not {value!r}")
+    try:
+        possible = b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:  # Half of a character; but what stands for a byte that is no UTF-8 is fine.
+        possible = False
+    if not possible:
+        raise InvalidRequest(f"{name} has characters that no file's name can have")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """A switch of a JSON object.
+
+    :raises InvalidRequest: it is none.
+    """
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name} is true or false, not {value!r}")
+    return value
 
 
 def parse_parameters(capability: Capability, path: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:

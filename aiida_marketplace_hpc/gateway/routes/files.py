@@ -70,7 +70,7 @@ def download(call: Call) -> Answer:
         content = call.caller.transfers.send(
             path, dereference=given.get("dereference", True), position=position, limit=given.get("length")
         )
-        return Stream(content, bundle.MEDIA_TYPE)
+        return Stream(content, bundle.MEDIA_TYPE, headers={"Content-Disposition": "attachment"})
     file, attributes = files.read(path)
     # Not to the end of the file but of what was announced: it may grow meanwhile.
     offset = min(given.get("offset", 0), attributes.st_size)
@@ -82,10 +82,7 @@ def download(call: Call) -> Answer:
     else:
         # A page or picture in a user's folder must never run or show as if it came from the gateway.
         media_type = "application/octet-stream"
-    headers = {
-        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, errors='surrogateescape')}",
-        "Cache-Control": "no-cache",
-    }
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, errors='surrogateescape')}"}
     if "length" in given and size <= _PIECE:
         with file:
             piece = os.pread(file.fileno(), size, offset)

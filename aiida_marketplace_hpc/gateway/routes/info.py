@@ -6,6 +6,9 @@ import os
 from typing import Any
 
 from aiida_marketplace_hpc import __version__
+from aiida_marketplace_hpc.bundle import PART
+from aiida_marketplace_hpc.gateway.account import SEPARATION
+from aiida_marketplace_hpc.gateway.config import MAX_JSON, MIB
 from aiida_marketplace_hpc.gateway.roots import Root
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
 from aiida_marketplace_hpc.gateway.submission import MAX_SCRIPT
@@ -34,8 +37,10 @@ def create_user(call: Call) -> Answer:
 def get_info(call: Call) -> Answer:
     """Say everything that a client needs to know before it works with the gateway."""
     caller, settings = call.caller, call.gateway.settings
+    authenticator = call.gateway.authenticator
     caller.files.roots.prepare()
     machine = {**call.gateway.backend.describe(), "name": settings.machine_name, "backend": call.gateway.backend.name}
+    machine["problem"] = call.gateway.watch.problem
     return {
         "name": settings.name,
         "version": __version__,
@@ -44,11 +49,29 @@ def get_info(call: Call) -> Answer:
         "extensions": list(EXTENSIONS),
         "machines": [machine],
         "account_mode": settings.account_mode,
+        "account_note": SEPARATION[settings.account_mode],
+        "auth": {
+            "method": authenticator.method,
+            "issuer": authenticator.issuer,
+            "audience": list(settings.audience),
+            "refresh_margin": authenticator.refresh_margin,
+        },
         "username": caller.user.username,
         "email": caller.user.email,
         "home": caller.home,
         "roots": [_root(root) for root in caller.files.roots],
-        "limits": {"operations": MAX_OPERATIONS, "jobids": MAX_JOBIDS, "script": MAX_SCRIPT},
+        "limits": {
+            "operations": MAX_OPERATIONS,
+            "jobids": MAX_JOBIDS,
+            "script": MAX_SCRIPT,
+            "json": MAX_JSON,
+            "request": settings.request_limit * MIB,
+            "form": min(settings.request_limit, settings.form_limit) * MIB,
+            "part": PART,
+            "requests_at_once": settings.requests_at_once or None,
+            "requests_per_second": settings.requests_per_second or None,
+            "jobs": settings.jobs_per_user or None,
+        },
     }
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiida_marketplace_hpc.errors import InvalidRequest, NotSupported
+from aiida_marketplace_hpc.errors import InvalidRequest
 from aiida_marketplace_hpc.gateway.container import container_script
-from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, flag, text
 from aiida_marketplace_hpc.gateway.routes.files import published_listing
 from aiida_marketplace_hpc.protocol import CREATE_FIELDS_ADDED, CREATE_FIELDS_PUBLISHED, JobState
 
@@ -20,6 +20,7 @@ def create(call: Call) -> Answer:
     machine = _text(fields, "machine")
     if machine and machine != call.gateway.settings.machine_name:
         raise InvalidRequest(f"this gateway has the machine {call.gateway.settings.machine_name}, not {machine}")
+    launch = flag("launch", fields.get("launch", False))
     folder, script = _text(fields, "folder"), _text(fields, "script")
     if folder or script:
         if not (folder and script):
@@ -29,11 +30,11 @@ def create(call: Call) -> Answer:
         )
     else:
         if fields.get("key") is not None:
-            raise NotSupported("a key needs folder and script")
+            raise InvalidRequest("a key needs folder and script")
         caller.files.roots.prepare()
         published = {name: fields[name] for name in CREATE_FIELDS_PUBLISHED if name in fields}
         job = jobs.create_with_script(caller.user, caller.home, container_script(published))
-    if fields.get("launch"):
+    if launch:
         job = jobs.launch(caller.user, job)
     return jobs.as_wire(job)
 
@@ -90,6 +91,6 @@ def _text(fields: Any, name: str) -> str | None:
     value = fields.get(name)
     if value is None or value == "":
         return None
-    if not isinstance(value, str) or "\0" in value or len(value) > 4096:
+    if len(text(name, value)) > 4096:
         raise InvalidRequest(f"{name} is a text of at most 4096 characters")
-    return value
+    return str(value)

@@ -12,14 +12,18 @@ from typing import Any
 
 from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, TooLarge
 from aiida_marketplace_hpc.gateway import archives
+from aiida_marketplace_hpc.gateway.config import GIB
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.operations import Running
-from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, Later
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, Later, flag, text
 from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATIONS
 
 Fields = Mapping[str, Any]
 _MAX_WAIT = 10.0
 _MAX_SECONDS = 1e9
+_NOTED = 20
+"""Elements of a list that are taken down, and of each text the characters."""
+_MAX_NOTED = 4200
 _KEY = re.compile(r"[A-Za-z0-9]{16,64}")
 
 
@@ -38,7 +42,7 @@ def query(call: Call) -> Answer:
         raise InvalidRequest('a query is {"operations": [{"op": …}, …]}')
     if len(operations) > MAX_OPERATIONS:
         raise TooLarge(f"a query has at most {MAX_OPERATIONS} operations, not {len(operations)}")
-    stop_on_error = bool(body.get("stop_on_error"))
+    stop_on_error = _flag(body, "stop_on_error")
     running = lists.start(
         call.caller.user.id,
         key,
@@ -55,7 +59,7 @@ def _ask_again(call: Call, key: str) -> Answer:
     running = lists.find(call.caller.user.id, key)
     if running is None:
         return {"unknown": {"key": key}}
-    if call.json.get("stop"):
+    if _flag(call.json, "stop"):
         running.stop("the client gave up waiting: this was not carried out to its end")
     wait = _seconds(call.json, "wait")
     return Later(running.future, running.meanwhile, lists.patience if wait is None else min(wait, lists.patience))
@@ -65,14 +69,41 @@ def _carry_out(call: Call, running: Running, operations: list[Any], stop_on_erro
     watched = replace(call, identified=call.caller.watched(running.advance))
     results: list[dict[str, Any]] = []
     for fields in operations:
+        outcome = "server_fault"
         try:
             running.advance(1)
             results.append({"ok": True, "result": _run(watched, fields)})
+            outcome = "ok"
         except GatewayError as exc:
             results.append({"ok": False, "error": exc.to_wire()})
+            outcome = exc.code
             if stop_on_error:
                 break
+        finally:
+            _note(call, fields, outcome)
     return {"results": results}
+
+
+def _note(call: Call, fields: Any, outcome: str) -> None:
+    if isinstance(fields, dict) and isinstance(name := fields.get("op"), str) and name in OPERATIONS:
+        known = {*OPERATIONS[name].required, *OPERATIONS[name].optional}
+        call.note(name, {field: _brief(value) for field, value in fields.items() if field in known}, outcome)
+    else:
+        call.note(None, {}, outcome)
+
+
+def _brief(value: Any) -> Any:
+    """The value of a field as it is taken down: not longer than it needs to be, whatever was sent."""
+    if isinstance(value, list):
+        shown = [_brief_text(one) for one in value[:_NOTED]]
+        return shown if len(value) <= _NOTED else [*shown, f"... {len(value)} in all"]
+    return _brief_text(value)
+
+
+def _brief_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:_MAX_NOTED]
+    return value if value is None or isinstance(value, int) else type(value).__name__
 
 
 def _key(body: Fields) -> str | None:
@@ -114,17 +145,18 @@ def _run(call: Call, fields: Any) -> Any:
 
 
 def _text(fields: Fields, name: str) -> str:
-    value = fields[name]
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name} is a text, not {value!r}")
-    return value
+    return text(name, fields[name])
+
+
+def _texts(fields: Fields, name: str, what: str) -> list[str]:
+    values = fields[name]
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise InvalidRequest(f"{name} is a list of {what}")
+    return [text(name, value) for value in values]
 
 
 def _flag(fields: Fields, name: str, default: bool = False) -> bool:
-    value = fields.get(name, default)
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{name} is true or false, not {value!r}")
-    return value
+    return flag(name, fields.get(name, default))
 
 
 def _number(fields: Fields, name: str, default: int = 0) -> int:
@@ -219,9 +251,7 @@ def _remove(call: Call, fields: Fields) -> Any:
 
 
 def _compress(call: Call, fields: Fields) -> Any:
-    sources = fields["sources"]
-    if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
-        raise InvalidRequest("sources is a list of paths")
+    sources = _texts(fields, "sources", "paths")
     return archives.compress(
         _changing(call, fields),
         sources,
@@ -239,13 +269,12 @@ def _extract(call: Call, fields: Fields) -> Any:
         _text(fields, "path"),
         _text(fields, "target"),
         strip_components=_number(fields, "strip_components"),
+        most=(call.gateway.settings.archive_members, call.gateway.settings.archive_size * GIB),
     )
 
 
 def _jobs_states(call: Call, fields: Fields) -> Any:
-    jobids = fields["jobids"]
-    if not isinstance(jobids, list) or not all(isinstance(jobid, str) for jobid in jobids):
-        raise InvalidRequest("jobids is a list of job ids")
+    jobids = _texts(fields, "jobids", "job ids")
     if len(jobids) > MAX_JOBIDS:
         raise TooLarge(f"the states of at most {MAX_JOBIDS} jobs can be asked for at once, not of {len(jobids)}")
     found, unknown = call.gateway.jobs.states(call.caller.user, jobids)
