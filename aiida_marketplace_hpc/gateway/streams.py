@@ -24,6 +24,9 @@ PIECE = 1024 * 1024
 """Bytes that cross over at a time."""
 STALLED = 10.0
 """Seconds without a byte after which a transfer is given up: a dead client must not hold what it was writing to."""
+_CHUNK = 6
+"""How much longer one chunk may take on its way out: over a line of 5 kB/s it does. Who takes nothing at all is cut off
+before, by :mod:`~aiida_marketplace_hpc.gateway.connections`."""
 RATE = 512.0
 """Bytes in a second that count as progress: less is a client that only wants to keep the gateway busy."""
 
@@ -78,7 +81,8 @@ class _Streamed(StreamingResponse):
         try:
             while True:
                 for chunk in piece:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    with anyio.fail_after(_CHUNK * STALLED):
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 if ended:
                     break
                 # Shielded: a thread cannot be cancelled, and it is at work on the chunks.
@@ -86,6 +90,8 @@ class _Streamed(StreamingResponse):
                 if not ended:
                     upcoming = self._upcoming()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError as exc:
+            raise ClientDisconnect from exc
         finally:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([upcoming])
