@@ -227,7 +227,7 @@ def test_no_token_is_left_anywhere(installation: Installation, site: Site) -> No
             ADD + "print(json.dumps(node.base.attributes.all | node.base.extras.all, default=str))"
         )
     assert token.decode() not in json.dumps(found)
-    assert seen.looked > 20
+    assert seen.looked
     assert seen.at == []
     places = [path for path in installation.profile.path.rglob("*") if path.is_file()]
     assert len(places) > 10
