@@ -10,7 +10,8 @@ import json
 import sys
 from datetime import timedelta
 
-from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, new_id, utc_now
+from aiida_marketplace_hpc.gateway.ledger import Ledger, new_id, utc_now
+from aiida_marketplace_hpc.gateway.schema import Job
 from aiida_marketplace_hpc.protocol import JobState
 
 

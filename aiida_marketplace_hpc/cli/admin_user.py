@@ -12,8 +12,8 @@ from aiida_marketplace_hpc.cli.admin import DatabaseFlags, opened_ledger
 from aiida_marketplace_hpc.cli.common import printable, table
 
 if TYPE_CHECKING:
-    from aiida_marketplace_hpc.gateway.ledger import User
     from aiida_marketplace_hpc.gateway.members import Members
+    from aiida_marketplace_hpc.gateway.schema import User
 
 
 @click.group()

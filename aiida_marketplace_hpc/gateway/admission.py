@@ -11,9 +11,10 @@ from aiida_marketplace_hpc.gateway.auth import Identity
 from aiida_marketplace_hpc.gateway.auth.claims import claim_holds
 from aiida_marketplace_hpc.gateway.config import Settings
 from aiida_marketplace_hpc.gateway.homes import Homes
-from aiida_marketplace_hpc.gateway.ledger import Ledger, NameTaken, User
+from aiida_marketplace_hpc.gateway.ledger import Ledger, NameTaken
 from aiida_marketplace_hpc.gateway.mapping import checked_name, home_names
 from aiida_marketplace_hpc.gateway.members import Members
+from aiida_marketplace_hpc.gateway.schema import User
 
 logger = logging.getLogger(__name__)
 

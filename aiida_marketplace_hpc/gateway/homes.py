@@ -19,8 +19,9 @@ from aiida_marketplace_hpc.errors import Forbidden
 from aiida_marketplace_hpc.gateway.config import RootTemplate
 from aiida_marketplace_hpc.gateway.descriptors import LIST
 from aiida_marketplace_hpc.gateway.draft import opened
-from aiida_marketplace_hpc.gateway.ledger import User, new_names, owner_of
+from aiida_marketplace_hpc.gateway.ledger import new_names, owner_of
 from aiida_marketplace_hpc.gateway.roots import PRIVATE
+from aiida_marketplace_hpc.gateway.schema import User
 
 logger = logging.getLogger(__name__)
 

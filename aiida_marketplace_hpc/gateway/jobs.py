@@ -26,9 +26,10 @@ from aiida_marketplace_hpc.errors import (
 )
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError
 from aiida_marketplace_hpc.gateway.files import Files
-from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, User, automatic_key, new_id, utc_now
+from aiida_marketplace_hpc.gateway.ledger import Ledger, automatic_key, new_id, utc_now
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.reconcile import Step, next_step
+from aiida_marketplace_hpc.gateway.schema import Job, User
 from aiida_marketplace_hpc.gateway.submission import Submissions, read_script
 from aiida_marketplace_hpc.gateway.survey import Survey
 from aiida_marketplace_hpc.gateway.watch import Watch

@@ -5,7 +5,8 @@ from __future__ import annotations
 from sqlalchemy import delete, func, or_, select, update
 
 from aiida_marketplace_hpc.gateway.auth import Identity
-from aiida_marketplace_hpc.gateway.ledger import Invitation, Ledger, User, utc_now
+from aiida_marketplace_hpc.gateway.ledger import Ledger, utc_now
+from aiida_marketplace_hpc.gateway.schema import Invitation, User
 
 
 class Members:

@@ -27,7 +27,8 @@ from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX
 from aiida_marketplace_hpc.gateway.roots import Place, Roots
 
 if TYPE_CHECKING:
-    from aiida_marketplace_hpc.gateway.ledger import Job, Ledger
+    from aiida_marketplace_hpc.gateway.ledger import Ledger
+    from aiida_marketplace_hpc.gateway.schema import Job
 
 Concerned = tuple[str, "Job"]
 """A protected path, and the live job that it belongs to."""

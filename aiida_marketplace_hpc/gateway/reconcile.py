@@ -21,7 +21,7 @@ from typing import Any
 
 from aiida_marketplace_hpc.gateway.backends.base import Observation, is_in
 from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_SECOND_COPY
-from aiida_marketplace_hpc.gateway.ledger import Job
+from aiida_marketplace_hpc.gateway.schema import Job
 from aiida_marketplace_hpc.protocol import JobState
 
 

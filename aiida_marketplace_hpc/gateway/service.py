@@ -23,11 +23,12 @@ from aiida_marketplace_hpc.gateway.descriptors import Advance
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.homes import Homes
 from aiida_marketplace_hpc.gateway.jobs import Jobs
-from aiida_marketplace_hpc.gateway.ledger import Ledger, User, utc_now
+from aiida_marketplace_hpc.gateway.ledger import Ledger, utc_now
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.operations import Operations
 from aiida_marketplace_hpc.gateway.protection import LiveJobs
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
+from aiida_marketplace_hpc.gateway.schema import User
 from aiida_marketplace_hpc.gateway.transfers import Transfers
 from aiida_marketplace_hpc.gateway.unfinished import Keep, sweep_root
 from aiida_marketplace_hpc.gateway.watch import Watch

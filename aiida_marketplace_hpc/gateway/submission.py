@@ -34,9 +34,10 @@ from aiida_marketplace_hpc.gateway.backends.base import (
 )
 from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_SECOND_COPY, GUARD_PREFIX
 from aiida_marketplace_hpc.gateway.files import Files
-from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, User, owner_of
+from aiida_marketplace_hpc.gateway.ledger import Ledger, owner_of
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.reconcile import Step, next_step, proven_absent
+from aiida_marketplace_hpc.gateway.schema import Job, User
 from aiida_marketplace_hpc.protocol import JobState
 
 logger = logging.getLogger(__name__)

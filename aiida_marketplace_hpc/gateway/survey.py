@@ -21,7 +21,8 @@ from aiida_marketplace_hpc.errors import Conflict, Unavailable
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, Observation, Trace, is_in
 from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX
 from aiida_marketplace_hpc.gateway.files import Files
-from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, User, automatic_key, owner_of
+from aiida_marketplace_hpc.gateway.ledger import Ledger, automatic_key, owner_of
+from aiida_marketplace_hpc.gateway.schema import Job, User
 from aiida_marketplace_hpc.gateway.submission import GATEWAY, Submissions, read_guard, taken
 from aiida_marketplace_hpc.protocol import JobState
 

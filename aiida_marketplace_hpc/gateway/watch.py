@@ -10,9 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, Observation
-from aiida_marketplace_hpc.gateway.ledger import Job, Ledger, utc_now
+from aiida_marketplace_hpc.gateway.ledger import Ledger, utc_now
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.reconcile import Evidence, about, changes, is_second_copy, needs_accounting
+from aiida_marketplace_hpc.gateway.schema import Job
 from aiida_marketplace_hpc.protocol import JobState
 
 logger = logging.getLogger(__name__)

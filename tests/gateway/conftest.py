@@ -10,7 +10,7 @@ import pytest
 
 from aiida_marketplace_hpc.gateway.auth import Identity
 from aiida_marketplace_hpc.gateway.config import load
-from aiida_marketplace_hpc.gateway.ledger import User
+from aiida_marketplace_hpc.gateway.schema import User
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 from aiida_marketplace_hpc.testing.served import TOKENS

@@ -8,7 +8,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from aiida_marketplace_hpc.gateway.auth import Identity
-from aiida_marketplace_hpc.gateway.ledger import Base, Ledger, folder_name
+from aiida_marketplace_hpc.gateway.ledger import Ledger, folder_name
+from aiida_marketplace_hpc.gateway.schema import Base
 from aiida_marketplace_hpc.gateway.service import Gateway
 
 

@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from aiida_marketplace_hpc.gateway.backends.base import Fault, Submission, Unknown
-from aiida_marketplace_hpc.gateway.ledger import User
+from aiida_marketplace_hpc.gateway.schema import User
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 from aiida_marketplace_hpc.testing.served import ServedGateway

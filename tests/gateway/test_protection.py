@@ -21,9 +21,9 @@ from aiida_marketplace_hpc.gateway.auth import Identity
 from aiida_marketplace_hpc.gateway.backends.base import Deferred, Submission
 from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX
 from aiida_marketplace_hpc.gateway.files import Files, Read
-from aiida_marketplace_hpc.gateway.ledger import Job, User
 from aiida_marketplace_hpc.gateway.protection import LiveJobs
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
+from aiida_marketplace_hpc.gateway.schema import Job, User
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.gateway.submission import guard_of
 from aiida_marketplace_hpc.gateway.transfers import Transfers

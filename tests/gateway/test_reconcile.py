@@ -7,8 +7,8 @@ from datetime import datetime, timezone
 import pytest
 
 from aiida_marketplace_hpc.gateway.backends.base import Observation
-from aiida_marketplace_hpc.gateway.ledger import Job
 from aiida_marketplace_hpc.gateway.reconcile import Evidence, changes
+from aiida_marketplace_hpc.gateway.schema import Job
 from aiida_marketplace_hpc.protocol import JobState
 
 RUNNING = Observation("1", JobState.RUNNING, "RUNNING")

@@ -15,7 +15,7 @@ import pytest
 from aiida_marketplace_hpc.errors import Conflict, Unavailable
 from aiida_marketplace_hpc.gateway.auth import Identity
 from aiida_marketplace_hpc.gateway.backends.base import Submission, Unknown
-from aiida_marketplace_hpc.gateway.ledger import Job, User
+from aiida_marketplace_hpc.gateway.schema import Job, User
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.gateway.submission import guard_of
 from aiida_marketplace_hpc.protocol import JobState

@@ -12,7 +12,8 @@ from sqlalchemy import event
 
 from aiida_marketplace_hpc.gateway.auth import Identity
 from aiida_marketplace_hpc.gateway.config import Settings, load
-from aiida_marketplace_hpc.gateway.ledger import Base, Job, Ledger, User
+from aiida_marketplace_hpc.gateway.ledger import Ledger
+from aiida_marketplace_hpc.gateway.schema import Base, Job, User
 from aiida_marketplace_hpc.protocol import JobState
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 from aiida_marketplace_hpc.testing.clock import VirtualClock

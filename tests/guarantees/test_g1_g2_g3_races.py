@@ -8,7 +8,7 @@ import pytest
 
 from aiida_marketplace_hpc.errors import MarketplaceHpcError
 from aiida_marketplace_hpc.gateway.backends.base import Refused, Submission
-from aiida_marketplace_hpc.gateway.ledger import Job
+from aiida_marketplace_hpc.gateway.schema import Job
 from aiida_marketplace_hpc.protocol import JobState
 from aiida_marketplace_hpc.testing.faulty_scheduler import (
     DeferSubmission,

@@ -31,7 +31,7 @@ from aiida_marketplace_hpc.bundle import digest_of
 from aiida_marketplace_hpc.errors import MarketplaceHpcError
 from aiida_marketplace_hpc.gateway.backends.base import Observation
 from aiida_marketplace_hpc.gateway.jobs import Jobs
-from aiida_marketplace_hpc.gateway.ledger import Job
+from aiida_marketplace_hpc.gateway.schema import Job
 from aiida_marketplace_hpc.protocol import JobState
 from aiida_marketplace_hpc.testing.faulty_scheduler import (
     DeferSubmission,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from aiida_marketplace_hpc.gateway.ledger import Job
+from aiida_marketplace_hpc.gateway.schema import Job
 from aiida_marketplace_hpc.protocol import JobState
 from aiida_marketplace_hpc.testing.faulty_scheduler import (
     DeferSubmission,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from aiida_marketplace_hpc.gateway.ledger import Base
+from aiida_marketplace_hpc.gateway.schema import Base
 
 context.configure(
     connection=context.config.attributes["connection"],
