@@ -50,8 +50,8 @@ def opened_ledger(settings: DatabaseFlags) -> Iterator[Ledger]:
         ) from exc
     config, flags = settings
     try:
-        # Only the database counts here; what `serve` insists on does not.
-        url = load({"home": "/{username}", **flags}, config).database_url
+        # Only the database counts here; what `serve` insists on does not. No root lies below such a home.
+        url = load({"home": "/dev/null/{username}", **flags}, config).database_url
     except ConfigurationError as exc:
         raise click.ClickException(exc.message) from exc
     path = url.partition(":///")[2]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -17,6 +17,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import ConfigurationError
 
 MIB = 1024 * 1024
@@ -107,6 +108,39 @@ def default_state_folder() -> Path:
     return Path(base) / "marketplace-hpc"
 
 
+class Product(BaseModel):
+    """What users of the MarketPlace purchase before they use the gateway."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    id: str = ""
+    """What the platform has called it; empty for a new one."""
+
+
+class Registration(BaseModel):
+    """What the MarketPlace is told about the gateway: :mod:`aiida_marketplace_hpc.gateway.registration`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = ""
+    """Empty: the gateway's name."""
+    description: str = "An HPC gateway: run jobs on a cluster and reach its files over HTTP."
+    contact: str = Field(default="", pattern=r"^([^@\s]+@[^@\s]+)?$")
+    """An e-mail address."""
+    version: str = __version__
+    """Of the document: the platform wants a greater one at each update."""
+    api_version: str = "0.3.0"
+    """Of the MarketPlace's standard API. The published client accepts no other."""
+    server: str = ""
+    """Where the platform reaches the gateway."""
+    broker: str = ""
+    """The platform whose message broker brings the requests instead."""
+    product: tuple[Product, ...] = ()
+    """Empty: one with the name and the description of the gateway."""
+
+
 class Settings(BaseSettings):
     """Everything that can be set about a gateway; the flags of ``gateway serve`` have the same names.
 
@@ -177,6 +211,8 @@ class Settings(BaseSettings):
     """GiB that may come out of one archive."""
     connections: int = Field(default=500, ge=1)
     """Connections at once; the process needs twice as many open files (``ulimit -n``)."""
+    registration: Registration = Field(default_factory=Registration)
+    """Set by the options of ``gateway openapi``; everything else by those of ``gateway serve``."""
 
     @field_validator("home")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from aiida_marketplace_hpc import __version__, bundle
@@ -41,9 +42,6 @@ _TEXT_FIELDS = {"pattern"}
 
 def document(settings: Settings) -> dict[str, Any]:
     """Describe the gateway of these settings."""
-    paths: dict[str, dict[str, Any]] = {}
-    for capability in CAPABILITIES:
-        paths.setdefault(capability.path, {})[capability.method.lower()] = _described(capability)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -51,6 +49,16 @@ def document(settings: Settings) -> dict[str, Any]:
             "version": __version__,
             "description": "An HPC gateway: run jobs on a cluster and reach its files over HTTP.",
         },
+        **described(CAPABILITIES),
+    }
+
+
+def described(capabilities: Iterable[Capability]) -> dict[str, Any]:
+    """What a document says about these capabilities: ``paths``, ``components`` and ``security``."""
+    paths: dict[str, dict[str, Any]] = {}
+    for capability in capabilities:
+        paths.setdefault(capability.path, {})[capability.method.lower()] = _described(capability)
+    return {
         "paths": paths,
         "components": {
             "securitySchemes": {"bearerAuth": {"type": "http", "scheme": "bearer"}},

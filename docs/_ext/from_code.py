@@ -273,11 +273,12 @@ class Settings(FromCode):
 
         flags = {option.name: option for option in serve.params}
         only_flags = {"config", "reload"}
-        if set(flags) - only_flags != set(Settings.model_fields):
-            raise ValueError(f"flags and settings differ: {set(flags) ^ set(Settings.model_fields) ^ only_flags}")
+        fields = {name: field for name, field in Settings.model_fields.items() if name != "registration"}
+        if set(flags) - only_flags != set(fields):
+            raise ValueError(f"flags and settings differ: {set(flags) ^ set(fields) ^ only_flags}")
         prefix = Settings.model_config["env_prefix"]
         lines = []
-        for name, field in Settings.model_fields.items():
+        for name, field in fields.items():
             help, default = _help(flags[name])
             if not default and field.default not in ("", (), None) and field.default_factory is None:
                 default = code(str(field.default).lower() if isinstance(field.default, bool) else field.default)

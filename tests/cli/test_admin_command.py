@@ -53,3 +53,13 @@ def test_what_cannot_be_ended_is_said(served: ServedGateway, tmp_path: Path) -> 
     assert elsewhere.exit_code == 1
     assert "there is no database" in elsewhere.output
     assert not (tmp_path / "x").exists()
+
+
+def test_the_configuration_of_a_gateway_with_software_for_all_serves_here_too(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(
+        'backend = "slurm"\nhome = "/scratch/gateway/{username}"\nroot = ["software=/opt/software:ro"]\n'
+        f'state = "{tmp_path}/state"\n'
+    )
+    said = CliRunner().invoke(main, ["gateway", "admin", "--config", str(file), "user", "list"]).output
+    assert "there is no database" in said
