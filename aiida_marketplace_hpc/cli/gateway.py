@@ -106,6 +106,18 @@ gateway.add_command(openapi)
     "--archive-members", type=int, help="Files, folders and links that may come out of one archive.  [default: 1000000]"
 )
 @click.option("--archive-size", type=int, metavar="GIB", help="How much may come out of one archive.  [default: 1024]")
+@click.option(
+    "--container-runtime",
+    metavar="RUNTIME",
+    help="What runs container jobs: apptainer or singularity, or the absolute path of one.  [default: singularity]",
+)
+@click.option("--container-time-limit", metavar="TIME", help="The time limit of container jobs.  [default: 00:10:00]")
+@click.option("--container-account", metavar="ACCOUNT", help="The scheduler's account for container jobs.")
+@click.option(
+    "--container-template",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The job script of container jobs (Jinja), instead of the gateway's own.",
+)
 @click.option("--connections", type=int, help="Connections at once.  [default: 500]")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with the same settings.")
 def serve(config: Path | None, reload: bool, **flags: Any) -> None:

@@ -19,6 +19,7 @@ from pydantic_settings import (
 
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import ConfigurationError
+from aiida_marketplace_hpc.gateway.backends.directives import parse_duration
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -26,6 +27,8 @@ MAX_JSON = 16 * MIB
 """Bytes of a JSON body."""
 HOME = "home"
 """The name of the root that ``--home`` makes."""
+SLURM_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
+"""What may stand in a directive of Slurm as it is: the name of a job, a partition or an account."""
 _ROOT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,19}")  # Shorter than a job id, so that the two are never confused.
 
 
@@ -209,6 +212,12 @@ class Settings(BaseSettings):
     """Files, folders and links that may come out of one archive."""
     archive_size: int = Field(default=1024, ge=1)
     """GiB that may come out of one archive."""
+    container_runtime: str = "singularity"
+    """What runs the container of a job that was created as published: a name or an absolute path."""
+    container_time_limit: str = "00:10:00"
+    container_account: str = ""
+    container_template: Path | None = None
+    """The job script of such jobs, instead of the one that comes with the package."""
     connections: int = Field(default=500, ge=1)
     """Connections at once; the process needs twice as many open files (``ulimit -n``)."""
     registration: Registration = Field(default_factory=Registration)
@@ -225,6 +234,32 @@ class Settings(BaseSettings):
         names = [RootTemplate.parse(text).name for text in value]
         if HOME in names or len(set(names)) != len(names):
             raise ValueError("every root needs a name of its own, and `home` is the one that --home makes")
+        return value
+
+    @field_validator("container_runtime")
+    @classmethod
+    def _runtime_is_known(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if path.name not in ("apptainer", "singularity") or (value != path.name and not path.is_absolute()):
+            raise ValueError(f"a runtime is apptainer or singularity, or the absolute path of one, not {value!r}")
+        return value
+
+    @field_validator("container_time_limit")
+    @classmethod
+    def _limit_is_a_duration(cls, value: str) -> str:
+        try:
+            parse_duration(value)
+        except ValueError:
+            raise ValueError(
+                f"a time limit is what Slurm takes for one, such as 00:10:00 or 1-12, not {value!r}"
+            ) from None
+        return value.strip()
+
+    @field_validator("container_account")
+    @classmethod
+    def _account_is_a_word(cls, value: str) -> str:
+        if value and not SLURM_WORD.fullmatch(value):
+            raise ValueError(f"an account has letters, digits and . _ + - only, not {value!r}")
         return value
 
     @field_validator("trusted_proxy")

@@ -19,6 +19,7 @@ from aiida_marketplace_hpc.gateway.auth import token_key
 from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
 from aiida_marketplace_hpc.gateway.backends.base import Backend
 from aiida_marketplace_hpc.gateway.config import Settings
+from aiida_marketplace_hpc.gateway.container import ContainerScripts
 from aiida_marketplace_hpc.gateway.descriptors import Advance
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.homes import Homes
@@ -79,6 +80,7 @@ class Gateway:
         self, settings: Settings, backend: Backend | None = None, *, now: Callable[[], datetime] = utc_now
     ) -> None:
         self.settings = settings
+        self.containers = ContainerScripts(settings)
         self.ledger = Ledger(settings.database_url)
         self.keep = Keep(unfinished=settings.keep_unfinished * 86400.0, size=settings.unfinished_limit * 1024**3)
         self.backend = backend or _backend(settings)

@@ -54,6 +54,7 @@ def test_a_taken_port_is_named_with_the_remedy(tmp_path: Path) -> None:
         ([*TOKEN, "--root", "software=/no/such/folder:ro"], "/no/such/folder"),
         ([*TOKEN, "--home", "/proc/no/{username}"], "/proc/no"),
         ([*TOKEN, "--config", "/no/such.toml"], "/no/such.toml"),
+        ([*TOKEN, "--container-template", "/no/such.j2"], "/no/such.j2"),
     ],
 )
 def test_what_makes_no_sense_is_named(tmp_path: Path, arguments: list[str], named: str) -> None:

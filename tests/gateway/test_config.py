@@ -38,6 +38,10 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path, m
         ({"home": "/h/{username}", "root": ("sw=/h/alice/sw:ro",)}, "would not be read-only"),
         ({"root": ("scratch=/s", "sw=/s/{username}/sw:ro")}, "would not be read-only"),
         ({"port": 70000}, "port"),
+        ({"container_runtime": "docker"}, "container_runtime"),
+        ({"container_runtime": "bin/apptainer"}, "container_runtime"),
+        ({"container_time_limit": "10 minutes"}, "container_time_limit"),
+        ({"container_account": "a b"}, "container_account"),
         ({"nonsense": 1}, "nonsense"),
     ],
 )

@@ -23,7 +23,10 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     roots = {"scratch": f"{machine.scratch}/{{username}}", "system": f"{SYSTEM}:ro"}
     faults = SlurmFaults(machine) if slurm else None
     environment = {**slurm.env, **faults.env} if slurm and faults else {}
-    with GatewayProcess(machine, backend=request.param, roots=roots, env=environment) as gateway:
+    apptainer = f"{machine.software}/bin/apptainer"
+    machine.write(apptainer, (Path(__file__).parents[1] / "apptainer.sh").read_text(), mode=0o755)
+    options = ["--container-runtime", apptainer]
+    with GatewayProcess(machine, backend=request.param, roots=roots, env=environment, options=options) as gateway:
         yield Site(gateway, slurm, faults)
 
 

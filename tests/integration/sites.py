@@ -57,6 +57,11 @@ class Site:
         return self.gateway.roots["scratch"].format(username="alice")
 
     @property
+    def apptainer(self) -> str:
+        """The recording stand-in for a container runtime."""
+        return f"{self.gateway.machine.software}/bin/apptainer"
+
+    @property
     def work_dir(self) -> str:
         return f"{self.gateway.home}/aiida"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from aiida_marketplace_hpc.errors import InvalidRequest
-from aiida_marketplace_hpc.gateway.container import container_script
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, flag, text
 from aiida_marketplace_hpc.gateway.routes.files import published_listing
 from aiida_marketplace_hpc.protocol import CREATE_FIELDS_ADDED, CREATE_FIELDS_PUBLISHED, JobState
@@ -33,7 +32,8 @@ def create(call: Call) -> Answer:
             raise InvalidRequest("a key needs folder and script")
         caller.files.roots.prepare()
         published = {name: fields[name] for name in CREATE_FIELDS_PUBLISHED if name in fields}
-        job = jobs.create_with_script(caller.user, caller.home, container_script(published))
+        written = call.gateway.containers.script(published, caller.user.email)
+        job = jobs.create_with_script(caller.user, caller.home, written)
     if launch:
         job = jobs.launch(caller.user, job)
     return jobs.as_wire(job)
