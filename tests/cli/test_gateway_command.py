@@ -11,23 +11,25 @@ from pathlib import Path
 
 import pytest
 import requests
+from click.testing import CliRunner
+
+from aiida_marketplace_hpc.cli import main
 
 COMMAND = [str(Path(sys.executable).with_name("marketplace-hpc")), "gateway", "serve"]
 TOKEN = ["--dev-token", "me@example.org=a-token-of-mine"]
 
 
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in [key for key in os.environ if key.startswith("MARKETPLACE_HPC_")]:
+        monkeypatch.delenv(key)
+
+
 def refused(tmp_path: Path, *arguments: str) -> str:
     """What the command says when it does not start."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MARKETPLACE_HPC_")}
-    done = subprocess.run(
-        [*COMMAND, "--state", str(tmp_path / "state"), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
+    done = CliRunner().invoke(main, ["gateway", "serve", "--state", str(tmp_path / "state"), *arguments])
+    assert done.exit_code != 0
+    assert isinstance(done.exception, SystemExit), done.exception
     assert done.stdout == ""
     return done.stderr
 

@@ -71,6 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     assert not (folder / "own").exists()
 
 
+@pytest.mark.services
 def test_every_process_has_finished_well(run: Run) -> None:
     # Without graphviz there is a tree of the processes, too, in which they are written a little differently.
     assert run.said.count("⏹ Finished [0]") == PROCESSES
@@ -88,6 +89,7 @@ def test_every_process_has_finished_well(run: Run) -> None:
     assert all("Finished [0]" in line for line in listed)
 
 
+@pytest.mark.services
 def test_its_table_shows_the_transition(run: Run) -> None:
     text = (run.directory / "result" / "ising.txt").read_text(encoding="utf-8")
     assert text.strip() in run.said
@@ -113,6 +115,7 @@ def test_its_table_shows_the_transition(run: Run) -> None:
     assert magnetisations[-1] < 0.1
 
 
+@pytest.mark.services
 def test_it_leaves_pictures_and_says_where_everything_is(run: Run) -> None:
     pictures = ["ising.png", *(["provenance.png"] if shutil.which("dot") else [])]
     for name in pictures:
@@ -126,6 +129,7 @@ def test_it_leaves_pictures_and_says_where_everything_is(run: Run) -> None:
         assert command in run.said
 
 
+@pytest.mark.services
 def test_no_step_failed_and_each_has_its_time(run: Run) -> None:
     steps = [line for line in run.said.splitlines() if line.startswith("  ✓ ")]
     assert len(steps) >= 10
@@ -134,10 +138,12 @@ def test_no_step_failed_and_each_has_its_time(run: Run) -> None:
     assert "all 6 tests succeeded" in run.said
 
 
+@pytest.mark.services
 def test_nothing_is_left_running(run: Run) -> None:
     assert processes_of(run.directory) == []
 
 
+@pytest.mark.services
 def test_the_token_is_in_its_own_file_only(run: Run) -> None:
     file = run.directory / "token"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600

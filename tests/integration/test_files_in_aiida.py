@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from sites import LABEL, Installation, Site
 
-pytestmark = pytest.mark.parametrize(
-    "site", ["local", pytest.param("slurm", marks=pytest.mark.services)], indirect=True, scope="session"
-)
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.parametrize("site", ["local", "slurm"], indirect=True, scope="session"),
+]
 
 OF_SCHEDULER = {"_aiidasubmit.sh", "_scheduler-stdout.txt", "_scheduler-stderr.txt"}
 """Files that are in every working directory but differ between schedulers."""

@@ -7,9 +7,10 @@ from sites import Installation, Site
 
 from aiida_marketplace_hpc.testing.machine import RigError
 
-pytestmark = pytest.mark.parametrize(
-    "site", ["local", pytest.param("slurm", marks=pytest.mark.services)], indirect=True, scope="session"
-)
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.parametrize("site", ["local", "slurm"], indirect=True, scope="session"),
+]
 
 SHELL = (
     "from aiida_shell import launch_shell_job\n"

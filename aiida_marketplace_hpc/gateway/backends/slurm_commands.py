@@ -165,7 +165,7 @@ def parse_squeue(answer: Answer, separator: str, statuses: Statuses | None = Non
             observation = with_status(observation, status, fields["%i"], fields["%A"])
         jobs.setdefault(base, []).append(observation)
     return {
-        base: replace(combine(tasks), rows=tuple(row for task in tasks for row in task.rows))
+        base: replace(combine(tasks), rows=tuple(row for task in tasks for row in task.rows)) if tasks[1:] else tasks[0]
         for base, tasks in jobs.items()
     }
 
@@ -476,7 +476,7 @@ def _split_id(command: str, text: str) -> tuple[str, str]:
 def _read_time(text: str) -> datetime | None:
     """Read a time in UTC; ``N/A``, ``None``, ``Unknown`` and the like are none."""
     try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
+        return datetime.fromisoformat(text).replace(tzinfo=timezone.utc)
     except ValueError:
         return None
 
