@@ -5,11 +5,14 @@ There is no container runtime here: a recording stand-in takes its place, and ru
 
 from __future__ import annotations
 
+import pytest
 from sites import Installation, Site
 
 from aiida_marketplace_hpc import HpcGateway
 from aiida_marketplace_hpc.client.auth import StaticToken
 from aiida_marketplace_hpc.testing.machine import wait_until
+
+pytestmark = pytest.mark.services
 
 IMAGE = "docker://example.org/tool:1"
 
