@@ -212,6 +212,13 @@ def test_ctrl_c_says_what_runs_on_and_how_to_cancel_it(served: ServedGateway, ba
     assert backend.cancelled == backend.ids
 
 
+def test_a_machine_that_the_gateway_has_not_is_refused(run: Run, backend: FakeBackend) -> None:
+    result = run("--machine", "elsewhere")
+    assert result.exit_code == 1
+    assert "not elsewhere" in result.stderr
+    assert backend.submissions == []
+
+
 def test_ctrl_c_before_anything_was_submitted(run: Run, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt

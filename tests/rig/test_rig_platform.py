@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
-from aiida_marketplace_hpc import HpcGateway
+from aiida_marketplace_hpc import HpcGateway, get_app
 from aiida_marketplace_hpc.client.auth import StaticToken
 from aiida_marketplace_hpc.errors import NotSupported, Unauthorized
 from aiida_marketplace_hpc.gateway.document import document
@@ -51,9 +52,34 @@ def test_the_client_works_through_it(
 
 
 def test_a_document_says_what_is_forwarded(served: ServedGateway) -> None:
-    described = offers_of_document(document(served.gateway.settings))
+    uploaded = document(served.gateway.settings)
+    described = offers_of_document(uploaded)
     offered = offers_of_table()
     assert {name: described[name] for name in offered} == offered
+    uploaded["info"] |= {"x-application-name": "hpc", "x-api-version": "0.4.0"}
+    with Platform(served.url, uploaded, app_id="app-1", undeclared="refuse") as platform:
+        gateway = get_app("app-1", TOKENS[ALICE], url=platform.url)
+        assert gateway.application().api_version == "0.4.0"
+        assert gateway.create_user()["email"] == ALICE
+
+
+def test_an_operation_without_a_name_of_its_own_is_refused() -> None:
+    heartbeat = {"get": {"operationId": "heartbeat"}}
+    for paths in ({"/a": {"get": {}}}, {"/a": heartbeat, "/b": heartbeat}):
+        with pytest.raises(ValueError, match="operationId of its own"):
+            offers_of_document({"paths": paths})
+
+
+def test_large_files_pass_a_strict_platform(served: ServedGateway, tmp_path: Path) -> None:
+    source = tmp_path / "large"
+    source.write_bytes(os.urandom(3 * 1024 * 1024))
+    strict = {"known_headers_only": True, "max_body": 1024 * 1024, "refuse_chunked": True}
+    with Platform(served.url, undeclared="refuse", **strict) as platform:  # type: ignore[arg-type]
+        gateway = get_app(APP_ID, TOKENS[ALICE], url=platform.url)
+        home = gateway.create_user()["home"]
+        gateway.put_file(source, f"{home}/large")
+        gateway.get(f"{home}/large", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
 
 
 def test_only_what_was_published_is_forwarded(served: ServedGateway) -> None:
