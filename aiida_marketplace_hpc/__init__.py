@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["HpcGateway", "__version__"]
+__all__ = ["HpcGateway", "__version__", "get_app"]
 
 if TYPE_CHECKING:
+    from aiida_marketplace_hpc.client.application import get_app
     from aiida_marketplace_hpc.client.gateway import HpcGateway
 
 
@@ -29,4 +30,8 @@ def __getattr__(name: str) -> Any:
         from aiida_marketplace_hpc.client.gateway import HpcGateway
 
         return HpcGateway
+    if name == "get_app":
+        from aiida_marketplace_hpc.client.application import get_app
+
+        return get_app
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

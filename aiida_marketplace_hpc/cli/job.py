@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from aiida_marketplace_hpc.cli.common import Settings, client_options, connect, emit, table
+from aiida_marketplace_hpc.cli.job_run import run
 from aiida_marketplace_hpc.errors import NotFound, NotSupported
 
 _COLUMNS = ("jobid", "state", "scheduler_id", "name", "exit_code", "folder")
@@ -41,6 +42,9 @@ _PUBLISHED = ("job_name", "ntasks_per_node", "partition", "image", "executable_c
 @click.group()
 def job() -> None:
     """Create, launch, watch and cancel jobs."""
+
+
+job.add_command(run)
 
 
 @job.command()

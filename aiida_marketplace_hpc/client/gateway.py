@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from aiida_marketplace_hpc.client import pending, transfer
 from aiida_marketplace_hpc.client.answer import Answer
+from aiida_marketplace_hpc.client.application import Application, ask_application, described
 from aiida_marketplace_hpc.client.auth import DEFAULT_SOURCE, TokenSource
 from aiida_marketplace_hpc.client.body import BodyLimit, FileBody, FormBody
 from aiida_marketplace_hpc.client.folder import Destination, Progress, Received
 from aiida_marketplace_hpc.client.info import InfoCache, Root
 from aiida_marketplace_hpc.client.retry import RetryPolicy
-from aiida_marketplace_hpc.client.routes import DirectRoute, ProxyRoute, Route, Value
+from aiida_marketplace_hpc.client.routes import DirectRoute, ProxyRoute, Route, Target, Value
 from aiida_marketplace_hpc.client.session import Body, GatewaySession, Request, Timeouts, json_body
 from aiida_marketplace_hpc.errors import (
     Forbidden,
@@ -83,6 +84,7 @@ class HpcGateway:
         self.body_limit = BodyLimit(proxied=bool(app_id))
         self._clock = clock
         self._info = InfoCache(self.url, self._ask_info, clock)
+        self._application = InfoCache(self.url, self._ask_application, clock)
 
     @classmethod
     def from_environment(cls) -> HpcGateway:
@@ -161,10 +163,11 @@ class HpcGateway:
         """Upload a file into a job's folder and replace one of that name. May be repeated.
 
         :param jobid: a job's id, or the name of a root.
-        :param filename: path below the job's folder or the root.
+        :param filename: path below the job's folder or the root; empty: the name of the local file.
         :raises OSError: the local file cannot be read.
         :raises IntegrityError: the file changed meanwhile, or arrived wrong.
         """
+        filename = filename or Path(source_path).name
         if "digest" in self.extensions():
             return transfer.put_file(self, source_path, Place(jobid, filename))
         form = FormBody(filename, FileBody(Path(source_path)))
@@ -232,6 +235,16 @@ class HpcGateway:
         :raises NotSupported: this is a classic gateway, which has only the nine, or the url is wrong.
         """
         return self._info.get(refresh)
+
+    def application(self) -> Application:
+        """Ask the MarketPlace for the app: the version of its API and the capabilities on offer. May be repeated.
+
+        The answer is used again for five minutes. Before anything is sent through the proxy it is looked at whether that is on
+        offer.
+
+        :raises NotSupported: there is no such app, the caller may not use it, or the gateway is asked directly.
+        """
+        return described(self.url, self.app_id, self._application.get())
 
     def extensions(self) -> frozenset[str]:
         """What the gateway offers beyond the nine; nothing for a classic one. May be repeated."""
@@ -517,7 +530,7 @@ class HpcGateway:
         :param body: makes the body, once per attempt.
         :param once: a single attempt, to be repeated by :meth:`persist`.
         """
-        target = self._route.target("createDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
+        target = self._target("createDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
         request = Request(target, body, content_type, repeatable=repeatable, transfer=True, once=once)
         return self._session.call(request, Answer.json)
 
@@ -528,7 +541,7 @@ class HpcGateway:
 
         :param once: a single attempt, to be repeated by :meth:`persist`.
         """
-        target = self._route.target("getDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
+        target = self._target("getDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
         return self._session.call(Request(target, accept="*/*", repeatable=True, transfer=True, once=once), handle)
 
     def persist(self, attempt: Callable[[], T], progress: Callable[[], int]) -> T:
@@ -545,6 +558,18 @@ class HpcGateway:
         if isinstance(margin, (int, float)):
             self.token_source.margin = max(0.0, float(margin))
         return info
+
+    def _ask_application(self) -> Json:
+        if not isinstance(self._route, ProxyRoute):
+            raise NotSupported(f"{self.url} is asked directly: only an app on the MarketPlace has a description")
+        request = Request(self._route.application(), repeatable=True)
+        return ask_application(self.url, self.app_id, lambda: self._session.call(request, Answer.json))
+
+    def _target(self, capability: str, parameters: Mapping[str, Value] | None = None) -> Target:
+        target = self._route.target(capability, parameters)
+        if self.app_id:
+            self.application().require(capability)
+        return target
 
     def _create(self, fields: Mapping[str, Any]) -> Json:
         if self.machine and "machine" not in fields:
@@ -574,7 +599,7 @@ class HpcGateway:
         fields: Mapping[str, Any] | None = None,
         repeatable: bool | None = None,
     ) -> Request:
-        target = self._route.target(capability, parameters)
+        target = self._target(capability, parameters)
         row = target.capability
         return Request(
             target,

@@ -84,6 +84,8 @@ class InfoCache:
     def _answer(self) -> Json | NotSupported:
         try:
             return self._ask()
+        except NotSupported as exc:
+            return exc
         except NotFound as exc:
             return NotSupported(
                 f"{self._url} does not say what it is: it is a classic gateway, which cannot do that, or the url is wrong",
@@ -94,5 +96,7 @@ class InfoCache:
 def _raised(answer: Json | NotSupported) -> Json:
     # A new exception each time: one object raised by several threads would collect all their tracebacks.
     if isinstance(answer, NotSupported):
-        raise NotSupported(answer.message, request_id=answer.request_id)
+        error = NotSupported(answer.message, request_id=answer.request_id)
+        error.phase = answer.phase
+        raise error
     return answer

@@ -19,6 +19,10 @@ Value = str | int | bool | None
 """A parameter's value; ``None`` leaves it out."""
 
 _APP_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_APPLICATION = Capability(
+    "application", "GET", "/api/applications/{app_id}", "What the platform knows of the app", registered=False
+)
+"""Asked of the platform and not of a gateway, and so not in the table."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,10 @@ class ProxyRoute(Route):
 
     def offers(self, capability: str) -> bool:
         return capability in BY_NAME and BY_NAME[capability].registered
+
+    def application(self) -> Target:
+        """Say where the platform is asked for the app itself."""
+        return Target(_APPLICATION, _APPLICATION.method, f"{self.url}/api/applications/{self.app_id}")
 
 
 def _texts(capability: Capability, parameters: Mapping[str, Value]) -> list[tuple[str, str]]:

@@ -7,7 +7,8 @@ side cannot see. On either of them ``slurm`` starts a real Slurm and ``gateway``
 configuration of the machine, except that one system account is created where tests run as root.
 
 ``proxy`` goes between a client and a gateway: it counts what passes, makes the way longer, and does what proxies and networks
-do to requests, which ``faults`` lists; ``forwarder`` is a longer way to any server.
+do to requests, which ``faults`` lists; ``forwarder`` is a longer way to any server. ``platform`` is the
+MarketPlace in front of a gateway, with such a proxy in front of itself.
 
 ``oidc`` is an OpenID Connect provider: who logs in, and how long tokens live, is what the test says.
 

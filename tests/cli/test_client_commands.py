@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 
 from aiida_marketplace_hpc.cli import main
@@ -74,6 +75,13 @@ def test_help_imports_neither_aiida_nor_requests() -> None:
 
 def test_unknown_command_is_a_usage_error(run: Run) -> None:
     assert run("frobnicate").exit_code == 2
+
+
+def test_commands_and_options_complete() -> None:
+    complete = BashComplete(main, {}, "marketplace-hpc", "_MARKETPLACE_HPC_COMPLETE")
+    assert {found.value for found in complete.get_completions([], "l")} == {"login", "logout", "logins"}
+    assert [found.value for found in complete.get_completions(["job"], "r")] == ["run"]
+    assert [found.value for found in complete.get_completions(["job", "run"], "--inp")] == ["--input"]
 
 
 def test_heartbeat_and_user(run: Run, fake: FakeGateway) -> None:

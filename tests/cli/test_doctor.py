@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from aiida_marketplace_hpc.cli import main
+from aiida_marketplace_hpc.protocol import CAPABILITIES
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 from aiida_marketplace_hpc.testing.machine import wait_until
 from aiida_marketplace_hpc.testing.oidc import OidcProvider
@@ -239,6 +240,17 @@ def test_through_the_marketplace_the_token_comes_first(fake: FakeGateway, run: R
     assert fault(result, "token")
     assert "– connection: not checked" in result.stdout
     assert fake.seen == []
+
+
+def test_through_the_marketplace_the_app_is_looked_at(fake: FakeGateway, run: Run) -> None:
+    offered = sum(row.registered for row in CAPABILITIES)
+    assert check(run(MP_APP_ID=APP_ID), "app") == f"{APP_ID} offers {offered} capabilities"
+    fake.application = {"capabilities": [{"name": row.name} for row in CAPABILITIES if row.published]}
+    assert check(run(MP_APP_ID=APP_ID), "app").endswith(", without getInfo, query")
+    fake.application_status = 403
+    result = run(MP_APP_ID=APP_ID)
+    assert "buy a product of this app" in fault(result, "app")
+    assert "– connection: not checked" in result.stdout
 
 
 def test_a_scheduler_that_does_not_answer(served: ServedGateway, backend: FakeBackend, run: Run) -> None:

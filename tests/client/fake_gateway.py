@@ -156,6 +156,10 @@ class FakeGateway:
         self.software.mkdir()
         self.tokens = {"good"}
         self.classic = False
+        self.application: dict[str, Any] | None = None
+        """What the platform says of the app; by default that it offers everything."""
+        self.application_status = 200
+        self.application_asked = 0
         self.seen: list[Seen] = []
         self.faults: deque[Fault | None] = deque()
         self.jobs: dict[str, dict[str, Any]] = {}
@@ -189,6 +193,13 @@ class FakeGateway:
 
     def named(self, capability: str) -> list[Seen]:
         return [seen for seen in self.seen if seen.capability == capability]
+
+    def platform_answer(self) -> Reply:
+        """What the platform in front says of the app."""
+        if self.application_status != 200:
+            return Reply(b'{"message": "no"}', self.application_status)
+        offered = [{"name": row.name} for row in protocol.CAPABILITIES if row.registered]
+        return Reply(json.dumps(self.application or {"api_version": "0.3.0", "capabilities": offered}).encode())
 
     # What the capabilities do
 
@@ -412,6 +423,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
+        if parts.path == f"/api/applications/{APP_ID}":
+            self.fake.application_asked += 1
+            self.send(self.fake.platform_answer())
+            return
         given = dict(parse_qsl(parts.query, keep_blank_values=True, errors="surrogateescape"))
         capability, in_path = _capability(self.command, parts.path)
         seen = Seen(self.command, self.path, capability, {**given, **in_path}, dict(self.headers.items()))

@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 
 from aiida_marketplace_hpc.cli.doctor.checks import Checks
 from aiida_marketplace_hpc.errors import ConfigurationError
+from aiida_marketplace_hpc.protocol import CAPABILITIES
 
 if TYPE_CHECKING:
+    from aiida_marketplace_hpc.client.application import Application
     from aiida_marketplace_hpc.client.gateway import HpcGateway
 
 _PATIENCE = 10.0
@@ -38,10 +40,20 @@ def check_tls(gateway: HpcGateway, checks: Checks) -> None:
 
 
 def check_connection(gateway: HpcGateway, checks: Checks) -> None:
-    """Check that there is an answer, and its time."""
+    """Check that there is an answer, and its time; on the MarketPlace, the app first."""
+    if gateway.app_id:
+        checks.run("app", gateway.application, _offered, needed=True)
     offset = checks.run("connection", gateway.clock_offset, lambda _: "the gateway answers", needed=True)
     if offset is not None:
         checks.run("clock", lambda: _offset(offset), str)
+
+
+def _offered(app: Application) -> str:
+    if app.capabilities is None:
+        return f"the MarketPlace does not say what {app.app_id} offers"
+    missing = sorted({row.name for row in CAPABILITIES if row.registered} - app.capabilities)
+    without = f", without {', '.join(missing)}" if missing else ""
+    return f"{app.app_id} offers {len(app.capabilities)} capabilities{without}"
 
 
 def _through_a_proxy(url: str) -> bool:
