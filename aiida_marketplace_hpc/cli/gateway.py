@@ -10,6 +10,7 @@ import click
 from aiida_marketplace_hpc.cli.admin import admin
 from aiida_marketplace_hpc.cli.admin_user import user
 from aiida_marketplace_hpc.cli.identity import identity_options
+from aiida_marketplace_hpc.cli.relay import relay
 from aiida_marketplace_hpc.errors import ConfigurationError
 
 
@@ -20,6 +21,7 @@ def gateway() -> None:
 
 admin.add_command(user)
 gateway.add_command(admin)
+gateway.add_command(relay)
 
 
 @gateway.command()
