@@ -33,7 +33,8 @@ def create(call: Call) -> Answer:
             raise InvalidRequest("a key needs folder and script")
         caller.files.roots.prepare()
         published = {name: fields[name] for name in CREATE_FIELDS_PUBLISHED if name in fields}
-        job = jobs.create_with_script(caller.user, caller.home, container_script(published))
+        job_script, key = container_script(published), call.parameters.get("key")
+        job = jobs.create_with_script(caller.user, caller.home, job_script, key=key)
     if launch:
         job = jobs.launch(caller.user, job)
     return jobs.as_wire(job)
