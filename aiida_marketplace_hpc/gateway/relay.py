@@ -178,6 +178,7 @@ class Relay:
         self._ready = ready
         self._stopping = threading.Event()
         self._under_way: set[Future[bytes]] = set()
+        self._pauses = pauses()
 
     def stop(self) -> None:
         """Take no more requests, finish those under way, and end. May be called by a signal handler."""
@@ -188,19 +189,19 @@ class Relay:
 
         :raises ConfigurationError: the broker refuses name, password or virtual host at the first connection.
         """
-        delays, connected_once = pauses(), False
+        connected_once = False
         with ThreadPoolExecutor(self._settings.workers, "relay") as pool:
             while not self._stopping.is_set():
                 try:
-                    connection = pika.BlockingConnection(self._parameters())
-                    connected_once, delays = True, pauses()
-                    self._serve(connection, pool)
+                    with pika.BlockingConnection(self._parameters()) as connection:
+                        connected_once = True
+                        self._serve(connection, pool)
                 except (pika.exceptions.AMQPError, OSError) as exc:
                     if isinstance(exc, _REFUSALS) and not connected_once:
                         raise ConfigurationError(
                             f"the broker {self._settings.shown_broker} refuses the name, the password or the virtual host"
                         ) from exc
-                    pause = next(delays)
+                    pause = next(self._pauses)
                     logger.warning("no connection to the broker (%s); again in %.0f s", _brief(exc), pause)
                     # What is under way comes again; let it end, so that it is not done twice at the same time.
                     wait(set(self._under_way), timeout=self._settings.timeout)
@@ -228,17 +229,17 @@ class Relay:
         consumer = channel.basic_consume(self._queue, partial(self._take, connection, pool))
         logger.info("taking requests from %s for %s", self._settings.shown_broker, self._settings.gateway)
         self._ready()
+        self._pauses = pauses()
         while not self._stopping.is_set():
             connection.process_data_events(time_limit=_TICK)
-            if channel.is_closed:
+            if not channel.consumer_tags:
                 # The queue was deleted: start anew, and declare it again.
-                raise pika.exceptions.ChannelClosed(0, "the broker has closed the channel")
+                raise pika.exceptions.AMQPChannelError("the broker has ended the delivery of requests")
         channel.basic_cancel(consumer)
         deadline = time.monotonic() + self._settings.timeout
         while self._under_way and time.monotonic() < deadline:
             connection.process_data_events(time_limit=_TICK)
         connection.process_data_events(time_limit=0)
-        connection.close()
 
     def _declare(self, connection: Any) -> None:
         """Make sure that the queue is there; one that is there stays as it was declared."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pika
+import pika.exceptions
 
 from aiida_marketplace_hpc.testing.machine import Machine, RigError, tail, wait_until
 
@@ -144,7 +146,8 @@ class BrokerClient:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._connection.is_open:
+        # The broker may have been killed meanwhile.
+        with contextlib.suppress(pika.exceptions.AMQPError):
             self._connection.close()
 
     def ask(
@@ -200,6 +203,10 @@ class BrokerClient:
             self._connection.process_data_events(time_limit=0.1)
         fields = json.loads(self._arrived[correlation_id].pop(0))
         return BrokerAnswer(fields["status_code"], fields["headers"] or {}, fields["body"] or "")
+
+    def delete_queue(self) -> None:
+        """Delete the queue of requests, with all that waits in it."""
+        self._channel.queue_delete(self._queue)
 
     def waiting(self) -> int:
         """How many messages wait in the queue of requests, without those that somebody has taken."""
