@@ -169,11 +169,13 @@ class Relay:
     """Serves one queue until it is stopped.
 
     :param ready: called whenever requests are taken from the queue, after each connection.
+    :raises ConfigurationError: a certificate cannot be used.
     """
 
     def __init__(self, settings: RelaySettings, ready: Callable[[], None] = lambda: None) -> None:
         self._settings = settings
         self._queue = settings.queue_name
+        self._tls = _tls(settings)
         self._gateway = ToGateway(settings.gateway, settings.timeout, settings.answer_limit * MIB)
         self._ready = ready
         self._stopping = threading.Event()
@@ -215,10 +217,7 @@ class Relay:
         parameters.blocked_connection_timeout = 60.0
         parameters.client_properties = {"connection_name": "marketplace-hpc relay"}
         if parameters.ssl_options is not None:
-            context = ssl.create_default_context(cafile=settings.cafile)
-            if settings.certfile is not None:
-                context.load_cert_chain(settings.certfile)
-            parameters.ssl_options = pika.SSLOptions(context, parameters.host)
+            parameters.ssl_options = pika.SSLOptions(self._tls, parameters.host)
         return parameters
 
     def _serve(self, connection: Any, pool: ThreadPoolExecutor) -> None:
@@ -302,6 +301,28 @@ class Relay:
 
 _NOT_FOUND = 404
 _REFUSALS = (pika.exceptions.ProbableAuthenticationError, pika.exceptions.ProbableAccessDeniedError)
+
+
+def _tls(settings: RelaySettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.cafile)
+    except OSError as exc:  # Those of ssl are, too.
+        raise ConfigurationError(
+            f"the file {settings.cafile} cannot be used as --cafile: {exc.strerror or exc}"
+        ) from exc
+    if settings.certfile is not None:
+        try:
+            context.load_cert_chain(settings.certfile, password=_no_password)
+        except OSError as exc:
+            raise ConfigurationError(
+                f"the file {settings.certfile} cannot be used as --certfile: {exc.strerror or exc}"
+            ) from exc
+    return context
+
+
+def _no_password() -> str:
+    # Without this, OpenSSL would ask for it on the terminal.
+    raise ConfigurationError("the key of --certfile needs a password: give one without, which only the relay can read")
 
 
 def _brief(error: BaseException) -> str:

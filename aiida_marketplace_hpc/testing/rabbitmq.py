@@ -26,14 +26,17 @@ _USER = "relay"
 class RabbitMq:
     """One node of RabbitMQ on a machine, on 127.0.0.1 only; a context manager.
 
-    What it keeps lasts from one start to the next; :meth:`close` removes it with the machine's own directories.
+    What it keeps lasts from one start to the next, and is removed with the machine's own directories.
+
+    :param certificate: a certificate of 127.0.0.1 with its key: TLS is spoken, too.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, certificate: Path | None = None) -> None:
         self.machine = machine
         self.password = secrets.token_urlsafe(12)
         self._process: subprocess.Popen[bytes] | None = None
-        self._port, self._distribution, self._epmd = free_ports(3)
+        self._certificate = certificate
+        self._port, self._tls_port, self._distribution, self._epmd = free_ports(4)
         self._directory = ""
 
     @staticmethod
@@ -47,6 +50,11 @@ class RabbitMq:
     def url(self) -> str:
         """Its address, with name and password; stays the same over restarts."""
         return f"amqp://{_USER}:{quote(self.password, safe='')}@127.0.0.1:{self._port}/%2F"
+
+    @property
+    def tls_url(self) -> str:
+        """Its address for TLS."""
+        return self.url.replace("amqp:", "amqps:").replace(f":{self._port}/", f":{self._tls_port}/")
 
     def __enter__(self) -> RabbitMq:
         try:
@@ -110,6 +118,14 @@ class RabbitMq:
             "log.console = true\nlog.console.level = warning\n"
         )
         user = self.machine.user
+        if self._certificate is not None:
+            pem = f"{self._directory}/certificate.pem"
+            self.machine.write(pem, self._certificate.read_bytes(), user=user, mode=0o600)
+            configuration += (
+                f"listeners.ssl.1 = 127.0.0.1:{self._tls_port}\n"
+                f"ssl_options.certfile = {pem}\nssl_options.keyfile = {pem}\n"
+                "ssl_options.verify = verify_none\nssl_options.fail_if_no_peer_cert = false\n"
+            )
         self.machine.write(f"{self._directory}/rabbitmq.conf", configuration, user=user, mode=0o600)
         self.machine.write(f"{self._directory}/plugins", "[].\n", user=user)
         # Erlang reads the cookie from the home; with one of our own it meets no other node.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from aiida_marketplace_hpc.errors import ConfigurationError
+from aiida_marketplace_hpc.gateway.relay import Relay
 from aiida_marketplace_hpc.gateway.relay_config import load
 
 BROKER = "amqps://name:pass-word@broker.example.org/%2F"
@@ -61,3 +62,12 @@ def test_what_makes_no_sense_is_named(
 def test_clear_text_is_possible_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARKETPLACE_HPC_RELAY_BROKER", "amqp://broker.example.org")
     assert load({"queue": "q", "allow_clear_text": True}).allow_clear_text
+
+
+@pytest.mark.parametrize("setting", ["cafile", "certfile"])
+def test_a_certificate_that_cannot_be_used_is_named(setting: str, tmp_path: Path) -> None:
+    for content in (None, "nonsense"):
+        if content is not None:
+            (tmp_path / "file").write_text(content)
+        with pytest.raises(ConfigurationError, match=f"file cannot be used as --{setting}"):
+            Relay(load({"queue": "q", setting: tmp_path / "file"}))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
-from aiida_marketplace_hpc.testing.machine import RigError, wait_until
+from aiida_marketplace_hpc.testing.machine import Machine, RigError, wait_until
 from aiida_marketplace_hpc.testing.rabbitmq import RabbitMq
 from aiida_marketplace_hpc.testing.relay import BrokerClient, RelayProcess
 
@@ -209,3 +209,24 @@ def test_a_wrong_password_is_said_without_repeating_it(
         relay.start()
     relay.close()
     assert "guessed-wrong" not in str(refused.value)
+
+
+def test_the_broker_is_spoken_to_with_tls(
+    cluster_machine: Machine, hidden_gateway: GatewayProcess, certificate: Path, broker: RabbitMq
+) -> None:
+    cafile = f"{cluster_machine.make_directory('relay')}/ca.pem"
+    cluster_machine.write(cafile, certificate.read_bytes())
+    with RabbitMq(cluster_machine, certificate) as secured:
+        trusting = ["--queue", "q", "--cafile", cafile]
+        with (
+            RelayProcess(cluster_machine, secured.tls_url, hidden_gateway.url, *trusting),
+            BrokerClient(secured.url, "q") as platform,
+        ):
+            assert platform.ask("GET", "heartbeat").status == 200
+        distrustful = RelayProcess(cluster_machine, secured.tls_url, hidden_gateway.url, "--queue", "q")
+        try:
+            with pytest.raises(RigError, match="CERTIFICATE_VERIFY_FAILED"):
+                distrustful.start(within=4)
+            assert distrustful.times_ready == 0
+        finally:
+            distrustful.close()
