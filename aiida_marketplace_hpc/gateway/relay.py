@@ -126,13 +126,20 @@ class ToGateway:
             for chunk in response.iter_content(_CHUNK):
                 content += chunk
                 if len(content) > self._limit:
-                    raise TooLarge(
-                        f"the answer is larger than the {self._limit // MIB} MiB that a message carries: "
-                        "ask for a part of it (offset, length)"
-                    )
+                    raise self._too_large()
                 if time.monotonic() > deadline:
                     return self._too_late(request)
-            return write_answer(response.status_code, response.headers, bytes(content))
+            answer = write_answer(response.status_code, response.headers, bytes(content))
+        # Characters may need several bytes in JSON; and what is too large for the broker would come again for ever.
+        if len(answer) > self._limit:
+            raise self._too_large()
+        return answer
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(
+            f"the answer is larger than the {self._limit // MIB} MiB that a message carries: "
+            "ask for a part of it (offset, length)"
+        )
 
     def _too_late(self, request: RelayedRequest) -> bytes:
         return write_error(
@@ -204,11 +211,18 @@ class Relay:
                             f"the broker {self._settings.shown_broker} refuses the name, the password or the virtual host"
                         ) from exc
                     pause = next(self._pauses)
-                    logger.warning("no connection to the broker (%s); again in %.0f s", _brief(exc), pause)
+                    logger.warning("no connection to the broker (%s); again in %.0f s", self._brief(exc), pause)
                     # What is under way comes again; let it end, so that it is not done twice at the same time.
                     wait(set(self._under_way), timeout=self._settings.timeout)
                     self._under_way.clear()
                     self._stopping.wait(pause)
+
+    def _brief(self, error: BaseException) -> str:
+        """What is known about a lost connection, in a few words."""
+        said = str(error)
+        if not self._settings.queue:  # With its name, a guess at the secret can be checked.
+            said = said.replace(self._queue, "the queue")
+        return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
     def _parameters(self) -> Any:
         settings = self._settings
@@ -323,11 +337,6 @@ def _tls(settings: RelaySettings) -> ssl.SSLContext:
 def _no_password() -> str:
     # Without this, OpenSSL would ask for it on the terminal.
     raise ConfigurationError("the key of --certfile needs a password: give one without, which only the relay can read")
-
-
-def _brief(error: BaseException) -> str:
-    """What is known about a lost connection, in a few words."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def serve(settings: RelaySettings) -> None:

@@ -69,6 +69,7 @@ def read_request(message: bytes) -> RelayedRequest:
     """Read the request in a message.
 
     :raises InvalidRequest: it is not in the published form, or asks for something that is not below the gateway's address.
+        Nothing of the message is repeated in the error, which goes into a log.
     """
     try:
         fields = json.loads(message)
@@ -78,7 +79,7 @@ def read_request(message: bytes) -> RelayedRequest:
         raise InvalidRequest("the message is not a JSON object")
     endpoint, method = _text(fields, "endpoint"), _text(fields, "method").upper()
     if method not in _METHODS:
-        raise InvalidRequest(f"no request has the method {method!r}")
+        raise InvalidRequest(f"the method of a message is one of {', '.join(sorted(_METHODS))}")
     body = fields.get("body")
     if body is not None and not isinstance(body, str):
         raise InvalidRequest("the body of a message is a text, or null")
@@ -104,7 +105,7 @@ def write_answer(status: int, headers: Mapping[str, str], content: bytes) -> byt
         ) from exc
     kept = {name: value for name, value in headers.items() if name.lower() not in _NOT_ANSWERED}
     kept["Content-Length"] = str(len(content))
-    return json.dumps({"status_code": status, "headers": kept, "body": body}).encode()
+    return json.dumps({"status_code": status, "headers": kept, "body": body}, ensure_ascii=False).encode()
 
 
 def write_error(error: GatewayError, status: int | None = None) -> bytes:
@@ -149,5 +150,5 @@ def _below(endpoint: str) -> str:
     relative = endpoint.lstrip("/")
     path = relative.partition("?")[0]
     if _ODD.search(relative) or any(unquote(part) in (".", "..") for part in path.split("/")):
-        raise InvalidRequest(f"{endpoint!r} is not a path below the gateway's address")
+        raise InvalidRequest("the endpoint of a message is a path below the gateway's address, and nothing else")
     return relative

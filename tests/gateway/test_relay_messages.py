@@ -87,8 +87,10 @@ def test_headers_about_the_way_are_left_behind(name: str) -> None:
     ],
 )
 def test_what_is_no_request_is_refused(bad: bytes) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequest) as refused:
         read_request(bad)
+    assert "admin" not in refused.value.message
+    assert "TRACE" not in refused.value.message
 
 
 def test_an_absolute_address_stays_below_the_gateway() -> None:

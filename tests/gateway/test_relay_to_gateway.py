@@ -28,7 +28,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         moved = self.path.startswith("/moved")
-        content = b"\xff\x00" if self.path.startswith("/binary") else b"x" * 2000
+        contents = {"/binary": b"\xff\x00", "/quotes": b'"' * 2000}
+        content = contents.get(self.path, b"x" * 2000)
         self.send_response(302 if moved else 200)
         if moved:
             self.send_header("Location", "http://elsewhere.example.org/")
@@ -91,6 +92,7 @@ def test_what_may_have_been_done_is_not_to_be_repeated_blindly(url: str, endpoin
 
 def test_an_answer_that_no_message_can_carry_is_an_error(url: str) -> None:
     assert answered(url, "binary")["status_code"] == 501
+    assert answered(url, "quotes")["status_code"] == 413  # In JSON, each takes two bytes.
     answer = ToGateway(url, 5, 1000).answer(RelayedRequest("large", "GET"))
     assert json.loads(answer)["status_code"] == 413
 
