@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class RelayProcess:
         process = self._process
         self.wait_ready(before + 1, within, lambda: process.poll() is None)
 
-    def wait_ready(self, times: int, within: float = 60.0, lives: Any = lambda: True) -> None:
+    def wait_ready(self, times: int, within: float = 60.0, lives: Callable[[], bool] = lambda: True) -> None:
         """Wait until it has begun to take requests so often."""
         wait_until(
             lambda: self.times_ready >= times or not lives(),

@@ -200,9 +200,7 @@ def test_a_queue_that_is_deleted_is_declared_again(platform: BrokerClient, relay
     assert platform.ask("GET", "heartbeat").status == 200
 
 
-def test_a_wrong_password_is_said_without_repeating_it(
-    broker: RabbitMq, hidden_gateway: GatewayProcess, tmp_path: Path
-) -> None:
+def test_a_wrong_password_is_said_without_repeating_it(broker: RabbitMq, hidden_gateway: GatewayProcess) -> None:
     wrong = broker.url.replace(broker.password, "guessed-wrong")
     relay = RelayProcess(broker.machine, wrong, hidden_gateway.url, "--queue", "q")
     with pytest.raises(RigError, match="refuses the name, the password") as refused:
