@@ -16,7 +16,17 @@ API_VERSION = "3.0"
 OLDEST_CLIENT = "0.1.0"
 """The oldest version of this package's client that a gateway of this version serves."""
 
-EXTENSIONS = ("query", "workspaces", "bundle", "digest", "ranges", "launch-on-create", "resume", "operation-keys")
+EXTENSIONS = (
+    "query",
+    "workspaces",
+    "bundle",
+    "digest",
+    "ranges",
+    "launch-on-create",
+    "resume",
+    "operation-keys",
+    "base64",
+)
 """What a gateway of this version offers beyond the nine, as ``getInfo`` announces it."""
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -89,6 +99,12 @@ _FORCE = Parameter(
     description="also where the folder, script or guard of a live job of the caller's own is taken away or replaced (default: "
     "that is refused)",
 )
+_ENCODING = Parameter(
+    "encoding",
+    "query",
+    description="`base64`: the content is sent as base64, for a way on which only text survives; sizes, offsets and digests "
+    "are those of the content itself",
+)
 
 CAPABILITIES: tuple[Capability, ...] = (
     Capability(
@@ -109,6 +125,14 @@ CAPABILITIES: tuple[Capability, ...] = (
         "POST",
         "/api/v1/job/create",
         "Create a job; with `launch`, submit it in the same request",
+        (
+            Parameter(
+                "key",
+                "query",
+                description="for a job without `folder` and `script`: the same key with the same job is one job, however "
+                "often it is sent; a relay adds one",
+            ),
+        ),
         body="json",
     ),
     Capability(
@@ -185,6 +209,7 @@ CAPABILITIES: tuple[Capability, ...] = (
             Parameter(
                 "restart", "query", "boolean", description="with `total`: forget what is held of the file (default: no)"
             ),
+            _ENCODING,
             _FORCE,
         ),
         body="file",
@@ -226,6 +251,7 @@ CAPABILITIES: tuple[Capability, ...] = (
                 "query",
                 description="in a bundle of a folder, go on after this path below it; with `offset`, inside this file",
             ),
+            _ENCODING,
         ),
     ),
     Capability(

@@ -11,6 +11,7 @@ from aiida_marketplace_hpc.cli.admin import admin
 from aiida_marketplace_hpc.cli.admin_user import user
 from aiida_marketplace_hpc.cli.identity import identity_options
 from aiida_marketplace_hpc.cli.registration import openapi
+from aiida_marketplace_hpc.cli.relay import relay
 from aiida_marketplace_hpc.errors import ConfigurationError
 
 
@@ -22,6 +23,7 @@ def gateway() -> None:
 admin.add_command(user)
 gateway.add_command(admin)
 gateway.add_command(openapi)
+gateway.add_command(relay)
 
 
 @gateway.command()

@@ -3,4 +3,6 @@
 A request goes through ``app`` (limits, request id, errors) and ``auth`` (who is it) to ``routes``; those work on ``files``
 (everything below the roots) and on ``jobs``, which writes intentions into the ``ledger`` and lets ``reconcile`` carry them
 out on one of the ``backends``.
+
+``relay`` is a process beside it, which fetches requests from a message broker where nobody can connect to the gateway.
 """

@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -144,7 +144,25 @@ class Registration(BaseModel):
     """Empty: one with the name and the description of the gateway."""
 
 
-class Settings(BaseSettings):
+SettingsT = TypeVar("SettingsT", bound="FileSettings")
+
+
+class FileSettings(BaseSettings):
+    """Settings that come from flags, else from the environment, else from a TOML file."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+
+
+class Settings(FileSettings):
     """Everything that can be set about a gateway; the flags of ``gateway serve`` have the same names.
 
     Read from flags, from the environment (``MARKETPLACE_HPC_`` and the name in capitals) and from a TOML file with the same
@@ -328,17 +346,6 @@ class Settings(BaseSettings):
         """What the machine is called in ``getInfo``."""
         return self.machine or self.backend
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
-
 
 def load(flags: dict[str, Any], config: Path | None = None) -> Settings:
     """Make the settings from the flags that were given, the environment and a file.
@@ -346,14 +353,19 @@ def load(flags: dict[str, Any], config: Path | None = None) -> Settings:
     :param flags: only those that the user gave; they win over everything.
     :raises ConfigurationError: naming each setting that is wrong and why.
     """
+    return load_as(Settings, flags, config)
+
+
+def load_as(kind: type[SettingsT], flags: dict[str, Any], config: Path | None) -> SettingsT:
+    """Make settings of some kind, as :func:`load` does.
+
+    :raises ConfigurationError: naming each setting that is wrong and why.
+    """
     if config is not None and not config.is_file():
         raise ConfigurationError(f"there is no configuration file {config}")
-
-    class FromFile(Settings):
-        model_config = SettingsConfigDict(toml_file=config)
-
+    from_file = type(kind.__name__, (kind,), {"model_config": SettingsConfigDict(toml_file=config)})
     try:
-        return FromFile(**flags)
+        made: SettingsT = from_file(**flags)
     except ValidationError as exc:
         problems = []
         for error in exc.errors():
@@ -363,3 +375,4 @@ def load(flags: dict[str, Any], config: Path | None = None) -> Settings:
         raise ConfigurationError("; ".join(problems)) from exc
     except ValueError as exc:  # A TOML file that does not parse.
         raise ConfigurationError(f"configuration file {config}: {exc}") from exc
+    return made

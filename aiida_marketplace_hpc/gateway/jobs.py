@@ -7,6 +7,7 @@ that of :mod:`~aiida_marketplace_hpc.gateway.watch`, and what it has of which th
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -143,22 +144,29 @@ class Jobs:
             raise Conflict(f"the key belongs to job {job.id}, which has another folder or script")
         return job
 
-    def create_with_script(self, user: User, home: str, text: bytes) -> Job:
+    def create_with_script(self, user: User, home: str, text: bytes, *, key: str | None = None) -> Job:
         """Make a job with a folder of its own below ``home`` and this script in it, as the published gateway does.
 
+        :param key: the same key with the same script is the same job.
         :raises Busy: if it would be one job too many.
         """
-        self._require_room(user)
         jobid = new_id()
+        unique = f"id:{jobid}" if key is None else f"new:{hashlib.sha256(key.encode() + bytes(1) + text).hexdigest()}"
+        if existing := self._ledger.find_by_key(user.id, unique):
+            return existing
+        self._require_room(user)
         folder = f"{home}/{jobid}"
         files = self._files_of(user)
         files.mkdir(folder)
         script = "job.sh"
         left = [text]
         files.write(f"{folder}/{script}", lambda _: left.pop() if left else b"", mode=0o755)
-        job = self._new(user, f"id:{jobid}", folder, script, None, None)
+        job = self._new(user, unique, folder, script, None, None)
         job.id = jobid
-        return self._ledger.add(job)
+        added = self._ledger.add(job)
+        if added.id != jobid:  # The same request has won meanwhile.
+            files.remove(folder, recursive=True)
+        return added
 
     def _require_room(self, user: User) -> None:
         """Count a user's jobs. (Several made at the same instant may each be the last one that has room.)"""

@@ -12,6 +12,8 @@ MarketPlace in front of a gateway, with such a proxy in front of itself.
 
 ``oidc`` is an OpenID Connect provider: who logs in, and how long tokens live, is what the test says.
 
+``rabbitmq`` is a real message broker, ``relay`` a relay as its operator runs it and whoever asks through the broker.
+
 ``stalls`` watches an event loop: when it stood still, and in whose code.
 
 ``backend`` and ``served`` are the other kind, quick and without a machine: a gateway in the test's own process, over a batch

@@ -14,6 +14,7 @@ from aiida_marketplace_hpc.testing.machine import SYSTEM_PATH, NotPossibleHere, 
 GROUPS = {
     "slurm": ("slurmctld", "slurmd", "slurmdbd", "slurm-client", "munge", "mariadb-server"),
     "quantum-espresso": ("quantum-espresso", "quantum-espresso-data"),
+    "rabbitmq": ("rabbitmq-server",),
 }
 """What a short name stands for; any other name is that of a Debian package."""
 

@@ -288,6 +288,32 @@ class Settings(FromCode):
         return lines
 
 
+class RelaySettings(FromCode):
+    """The relay's settings with what the code says about each."""
+
+    def lines(self) -> list[str]:
+        from aiida_marketplace_hpc.cli.relay import relay
+        from aiida_marketplace_hpc.gateway.relay_config import RelaySettings
+
+        flags = {option.name: option.opts[0] for option in relay.params}
+        secret = {"broker", "client_secret"}
+        if set(flags) - {"config"} != set(RelaySettings.model_fields) - secret:
+            raise ValueError(f"flags and settings of the relay differ: {sorted(flags)}")
+        analyzer = ModuleAnalyzer.for_module(RelaySettings.__module__)
+        analyzer.analyze()
+        prefix = RelaySettings.model_config["env_prefix"]
+        rows = []
+        for name, field in RelaySettings.model_fields.items():
+            meaning = paragraph("\n".join(analyzer.attr_docs["RelaySettings", name]))
+            default = "" if name in secret or field.default in ("", None) else code(str(field.default).lower())
+            rows.append([code(name), code(flags[name]) if name in flags else "none", meaning, default])
+        return [
+            *table(["Setting", "Flag", "Meaning", "Default"], rows),
+            "",
+            f"In the environment: {code(prefix)} and the name in capitals.",
+        ]
+
+
 def _help(option: Any) -> tuple[str, str]:
     """A flag's help, and the default that it names."""
     help, _, default = (option.help or "").replace("{username}", "`{username}`").partition("  [default: ")
@@ -423,6 +449,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "job-fields": Fields,
         "error-table": Errors,
         "setting-table": Settings,
+        "relay-setting-table": RelaySettings,
         "auth-parameters": AuthParameters,
         "fixture-table": Fixtures,
     }.items():

@@ -264,6 +264,7 @@ def test_the_pages_for_people(served: ServedGateway) -> None:
         "total",
         "offset",
         "restart",
+        "encoding",
         "force",
     ]
 

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import InvalidRequest, NotFound
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Stream
+from aiida_marketplace_hpc.gateway.textual import decoded, encoded, is_coded
 from aiida_marketplace_hpc.gateway.transfers import Position
 from aiida_marketplace_hpc.protocol import DIGEST_HEADER
 
@@ -29,6 +30,8 @@ def upload(call: Call) -> Answer:
     body, given = call.body, call.parameters
     if body is None:
         raise InvalidRequest("an upload needs a body: the file itself, or a form with the part 'file'")
+    if is_coded(given.get("encoding")):
+        body = decoded(body)
     path = _path(call, given.get("filename") or _form_name(body))
     options: dict[str, Any] = {
         "overwrite": given.get("overwrite", True),
@@ -61,6 +64,12 @@ def upload(call: Call) -> Answer:
 
 def download(call: Call) -> Answer:
     """Send a file or a piece of it, or with ``bundle`` a file or a folder with digests."""
+    coded = is_coded(call.parameters.get("encoding"))
+    stream = _content(call)
+    return encoded(stream) if coded else stream
+
+
+def _content(call: Call) -> Stream:
     given, files = call.parameters, call.caller.files
     path = _path(call, given["filename"])
     if given.get("bundle"):

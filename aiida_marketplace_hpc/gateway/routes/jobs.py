@@ -32,8 +32,8 @@ def create(call: Call) -> Answer:
             raise InvalidRequest("a key needs folder and script")
         caller.files.roots.prepare()
         published = {name: fields[name] for name in CREATE_FIELDS_PUBLISHED if name in fields}
-        written = call.gateway.containers.script(published, caller.user.email)
-        job = jobs.create_with_script(caller.user, caller.home, written)
+        written, key = call.gateway.containers.script(published, caller.user.email), call.parameters.get("key")
+        job = jobs.create_with_script(caller.user, caller.home, written, key=key)
     if launch:
         job = jobs.launch(caller.user, job)
     return jobs.as_wire(job)
