@@ -450,6 +450,6 @@ def test_whatever_happens_in_any_order(sites: Sites) -> None:
 @pytest.mark.timeout(1800)
 def test_whatever_happens_in_any_order_for_long(sites: Sites) -> None:
     number = int(os.environ.get("MARKETPLACE_HPC_SEED", "0")) or random.randrange(10**6)
-    examples = int(os.environ.get("MARKETPLACE_HPC_EXAMPLES", "600"))
+    examples = int(os.environ.get("MARKETPLACE_HPC_EXAMPLES", "300"))
     print(f"\nseed {number}: {examples} runs")
     run(sites, examples, number)
