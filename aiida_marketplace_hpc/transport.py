@@ -67,6 +67,14 @@ def connection(url: str, app_id: str, machine: str, token_source: str, max_io_al
         return _connections[key]
 
 
+def forget_connections(url: str) -> None:
+    """Drop what is known about the gateway at an address, where another one is to be from now on, as in tests, whose ports
+    come again. May be repeated."""
+    with _connections_lock:
+        for key in [key for key in _connections if key[0] == url]:
+            _connections.pop(key).gateway.close()
+
+
 def _checked(check: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, Any], Any]:
     def callback(_: click.Context, __: click.Parameter, value: Any) -> Any:
         try:

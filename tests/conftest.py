@@ -21,7 +21,6 @@ from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler  # noqa: E40
 from aiida_marketplace_hpc.testing.backend import FakeBackend  # noqa: E402
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway  # noqa: E402
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport  # noqa: E402
-from aiida_marketplace_hpc.transport import _connections as connections  # noqa: E402
 
 pytest_plugins = ["aiida_marketplace_hpc.testing.fixtures"]
 
@@ -54,9 +53,6 @@ def backend() -> FakeBackend:
 def served(tmp_path: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedGateway]:
     monkeypatch.setenv("MP_ACCESS_TOKEN", TOKENS[ALICE])
     with ServedGateway(tmp_path, backend) as served:
-        # Ports come again: what is known about the gateway of an earlier test is wrong about this one.
-        for key in [key for key in connections if key[0] == served.url]:
-            del connections[key]
         yield served
 
 

@@ -38,6 +38,7 @@ from aiida_marketplace_hpc.testing.faults import (
 )
 from aiida_marketplace_hpc.testing.forwarder import Forwarder, bounded, no_delay, reset_on_close
 from aiida_marketplace_hpc.testing.http_messages import PIECE, Broken, Head, Incoming, framed
+from aiida_marketplace_hpc.transport import forget_connections
 
 KNOWN_HEADERS = frozenset(
     {
@@ -201,6 +202,7 @@ class FaultyProxy:
             connection.abort()
 
     def __enter__(self) -> FaultyProxy:
+        forget_connections(self.url)
         self._start(self._accept)
         self._line.__enter__()
         return self

@@ -17,6 +17,7 @@ from aiida_marketplace_hpc.gateway.config import load
 from aiida_marketplace_hpc.gateway.server import configuration
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.testing.forwarder import bounded
+from aiida_marketplace_hpc.transport import forget_connections
 
 ALICE, BOB = "alice.a@example.org", "bob@example.org"
 TOKENS = {ALICE: "token-of-alice", BOB: "token-of-bob"}
@@ -66,6 +67,7 @@ class ServedGateway:
         return [json.loads(line) for line in self.access_log.read_text().splitlines()]
 
     def __enter__(self) -> ServedGateway:
+        forget_connections(self.url)
         self._thread.start()
         deadline = time.monotonic() + 20
         while not self._server.started:

@@ -14,15 +14,12 @@ from aiida_marketplace_hpc.testing.backend import FakeBackend
 from aiida_marketplace_hpc.testing.platform import APP_ID, Platform
 from aiida_marketplace_hpc.testing.served import ServedGateway
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
-from aiida_marketplace_hpc.transport import _connections as connections
 
 
 @pytest.fixture
 def platform(served: ServedGateway) -> Iterator[Platform]:
     strict = {"known_headers_only": True, "max_body": 1024 * 1024, "refuse_chunked": True}
     with Platform(served.url, undeclared="refuse", **strict) as platform:  # type: ignore[arg-type]
-        for key in [key for key in connections if key[0] == platform.url]:
-            del connections[key]
         yield platform
 
 
