@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from aiida_marketplace_hpc.testing import machine, stalls
 from aiida_marketplace_hpc.testing.machine import RigError, wait_until
 from aiida_marketplace_hpc.testing.stalls import LoopWatch
 
@@ -40,3 +41,10 @@ def test_a_loop_that_turns_has_no_stalls() -> None:
         return watch
 
     assert asyncio.run(main()).stalls == []
+
+
+def test_its_own_beat_is_not_counted() -> None:
+    watch = LoopWatch()
+    watch._add(0.2, [["base_events.py:_run_once", f"{stalls.__file__}:_tick"]])
+    watch._add(0.2, [["base_events.py:_run_once", f"{stalls.__file__}:_tick"], [f"{machine.__file__}:wait_until"]])
+    assert [stall.ours for stall in watch.stalls] == [0.0, 0.1]
