@@ -21,7 +21,25 @@ _TIMES = ("work", "added round trip, ms", "ours, s", "against", "theirs, s", "ra
 _POLLS = ("question", "jobs", "median, ms", "95 % within, ms", "aim", "requests", "Slurm commands", "samples")
 _COUNTS = ("work", "added round trip, ms", "requests", "aim: at most", "repeated polls", "rounds")
 
+_COUNTED = """\
+## Requests
 
+Where several calculations run at once, the requests of all of them together, with all polls; for a single one, the polls
+that came before its end stand apart. For comparison: for one calculation with 50 inputs and 20 retrieved files
+aiida-firecrest 1.0.0 sends 247 HTTP requests, `core.ssh_async` with `core.slurm` 495 SFTP requests. The aim is one request
+for each file and ten more, AiiDA's own files included: the script, the folder `.aiida`, standard output, standard error.
+
+{counts}
+
+"""
+_POLLED = """\
+## Polls
+
+The states of so many jobs at once, while 1,000 jobs wait on a real Slurm and the ledger has 10,000 rows. {growth}
+
+{polls}
+
+"""
 _CUT = " The run was ended before its end: what is missing below was not measured."
 
 
@@ -40,8 +58,10 @@ def page(results: Results, command: str, load: Sequence[float], *, whole: bool =
     times, counts, polls = _tables(results, "github")
     versions = "\n".join(f"| {name} | {found} |" for name, found in _versions())
     today = datetime.now(timezone.utc).date().isoformat()
+    sections = _COUNTED.format(counts=counts) if results.counts else ""
+    sections += _POLLED.format(growth=_growth(results), polls=polls) if results.polls else ""
     return f"""\
-# Benchmarks
+# Benchmarks{": jobs" if results.polls and not results.counts else ""}
 
 Ratios, measured side by side in one run: both sides do the same work in turns, on one machine and one disk, over ways of
 equal length. A ratio is the time of the other side divided by ours: above 1 we are faster. Figures are medians, with the
@@ -55,22 +75,7 @@ on {_machine()}; load averages before the run: {", ".join(f"{value:.2f}" for val
 
 {times}
 
-## Requests
-
-Where several calculations run at once, the requests of all of them together, with all polls; for a single one, the polls
-that came before its end stand apart. For comparison: for one calculation with 50 inputs and 20 retrieved files
-aiida-firecrest 1.0.0 sends 247 HTTP requests, `core.ssh_async` with `core.slurm` 495 SFTP requests. The aim is one request
-for each file and ten more, AiiDA's own files included: the script, the folder `.aiida`, standard output, standard error.
-
-{counts}
-
-## Polls
-
-The states of so many jobs at once, while 1,000 jobs wait on a real Slurm and the ledger has 10,000 rows. {_growth(results)}
-
-{polls}
-
-## How it is measured
+{sections}## How it is measured
 
 - *Ours* is the transport `marketplace_hpc` in a process of its own, with a gateway in another one (backend `local`). It
   verifies a digest and flushes each uploaded file to the disk before that gets its name; none of the others does so by
