@@ -61,7 +61,7 @@ def page(results: Results, command: str, load: Sequence[float], *, whole: bool =
     sections = _COUNTED.format(counts=counts) if results.counts else ""
     sections += _POLLED.format(growth=_growth(results), polls=polls) if results.polls else ""
     return f"""\
-# Benchmarks{": jobs" if results.polls and not results.counts else ""}
+# Benchmarks{_subject(results)}
 
 Ratios, measured side by side in one run: both sides do the same work in turns, on one machine and one disk, over ways of
 equal length. A ratio is the time of the other side divided by ours: above 1 we are faster. Figures are medians, with the
@@ -105,6 +105,12 @@ on {_machine()}; load averages before the run: {", ".join(f"{value:.2f}" for val
 |---|---|
 {versions}
 """
+
+
+def _subject(results: Results) -> str:
+    if results.polls and not results.counts:
+        return ": jobs"
+    return ": long lines" if results.rows and all(row.round_trip for row in results.rows) else ""
 
 
 def _growth(results: Results) -> str:
