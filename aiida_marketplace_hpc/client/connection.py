@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import requests
 from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
 
 _SLICE = 64 * 1024  # Each slice that is sent has the whole patience: with 15 s, a line of 5 kB/s still makes progress.
 
@@ -158,3 +160,19 @@ class WatchedAdapter(HTTPAdapter):
         manager = super().proxy_manager_for(proxy, **kwargs)
         _watch(manager)
         return manager
+
+
+class Bearer(AuthBase):
+    """Puts a token into a request's head.
+
+    :param token: ``None``: there is none.
+    """
+
+    # An AuthBase, because requests would otherwise put the password of a ~/.netrc into the header.
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._token is not None:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        return request

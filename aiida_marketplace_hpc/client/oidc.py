@@ -19,6 +19,7 @@ import urllib3
 from requests.auth import AuthBase
 
 from aiida_marketplace_hpc import __version__
+from aiida_marketplace_hpc.addresses import is_loopback
 from aiida_marketplace_hpc.client.claims import claims_of, moment
 from aiida_marketplace_hpc.client.connection import Exchange, WatchedAdapter
 from aiida_marketplace_hpc.client.failure import connection_error
@@ -332,8 +333,7 @@ def _difference(claims: Json) -> float:
 
 def _checked(url: str) -> None:
     parts = urlsplit(url)
-    local = parts.hostname in ("localhost", "::1") or (parts.hostname or "").startswith("127.")
-    if parts.scheme == "https" or (parts.scheme == "http" and local):
+    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         return
     raise ConfigurationError(
         f"the address of an identity provider begins with https://, not {url!r}: secrets travel to it"

@@ -27,7 +27,7 @@ from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.client import retry as retry_module
 from aiida_marketplace_hpc.client.answer import Answer
 from aiida_marketplace_hpc.client.auth import TokenSource
-from aiida_marketplace_hpc.client.connection import Exchange, WatchedAdapter
+from aiida_marketplace_hpc.client.connection import Bearer, Exchange, WatchedAdapter
 from aiida_marketplace_hpc.client.failure import connection_error
 from aiida_marketplace_hpc.client.retry import RetryPolicy
 from aiida_marketplace_hpc.client.routes import Target
@@ -88,17 +88,6 @@ class Request:
     seconds: float | None = None
     once: bool = False
     token_optional: bool = False
-
-
-class _Bearer(AuthBase):
-    # An AuthBase, because requests would otherwise put the password of a ~/.netrc into the header.
-    def __init__(self, token: str | None) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token is not None:
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 class _BodyFailed(Exception):
@@ -292,7 +281,7 @@ class GatewaySession:
                     request.target.full_url,
                     body,
                     headers,
-                    _Bearer(token),
+                    Bearer(token),
                     (min(timeouts.connect, patience), patience),
                 )
             except _BodyFailed as exc:

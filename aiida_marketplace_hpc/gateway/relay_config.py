@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from aiida_marketplace_hpc.addresses import is_loopback
 from aiida_marketplace_hpc.client.routes import DirectRoute
 from aiida_marketplace_hpc.errors import ConfigurationError
-from aiida_marketplace_hpc.gateway.auth.development import is_loopback
 from aiida_marketplace_hpc.gateway.config import FileSettings, load_as
 from aiida_marketplace_hpc.gateway.relay_messages import queue_name
 

@@ -17,11 +17,11 @@ import uvicorn
 from uvicorn.supervisors import ChangeReload
 
 import aiida_marketplace_hpc
+from aiida_marketplace_hpc.addresses import is_loopback
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.account import SEPARATION, check_account
 from aiida_marketplace_hpc.gateway.app import create_app
 from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
-from aiida_marketplace_hpc.gateway.auth.development import is_loopback
 from aiida_marketplace_hpc.gateway.config import RootTemplate, Settings, load
 from aiida_marketplace_hpc.gateway.connections import KEEP_ALIVE, Connection
 from aiida_marketplace_hpc.gateway.service import Gateway

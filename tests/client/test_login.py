@@ -615,6 +615,8 @@ def test_what_is_no_provider_is_said(provider: OidcProvider, fake: FakeGateway) 
         Provider.discover(f"{provider.url}/elsewhere")
     with pytest.raises(ConfigurationError, match="begins with https://"):
         Provider.discover("http://idp.example.org/realms/x")
+    with pytest.raises(ConfigurationError, match="begins with https://"):
+        Provider.discover("http://127.idp.example.org/realms/x")
     with pytest.raises(ConfigurationError, match="calls itself"):
         Provider.discover(provider.issuer.replace("127.0.0.1", "localhost"))
 

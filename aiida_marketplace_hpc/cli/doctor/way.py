@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from aiida_marketplace_hpc.addresses import is_loopback
 from aiida_marketplace_hpc.cli.doctor.checks import Checks
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.protocol import CAPABILITIES
@@ -27,9 +28,8 @@ _SOON = 14
 def said(gateway: HpcGateway) -> str:
     """The address, for a person."""
     through = f", through the MarketPlace to app {gateway.app_id}" if gateway.app_id else ""
-    exposed = gateway.url.startswith("http://") and not any(
-        gateway.url.startswith(f"http://{host}") for host in ("localhost", "127.", "[::1]")
-    )
+    parts = urlsplit(gateway.url)
+    exposed = parts.scheme == "http" and not is_loopback(parts.hostname or "")
     return f"{gateway.url}{through}{'; the token travels unencrypted: use https:// if you can' if exposed else ''}"
 
 

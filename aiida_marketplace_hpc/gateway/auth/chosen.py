@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from aiida_marketplace_hpc.addresses import is_loopback
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.auth import Authenticator
-from aiida_marketplace_hpc.gateway.auth.development import DevelopmentTokens, is_loopback
+from aiida_marketplace_hpc.gateway.auth.development import DevelopmentTokens
 from aiida_marketplace_hpc.gateway.auth.marketplace import MarketPlaceTokens, default_issuer
 from aiida_marketplace_hpc.gateway.auth.oidc import OidcTokens
 from aiida_marketplace_hpc.gateway.config import Settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Mapping
 
 from aiida_marketplace_hpc.errors import ConfigurationError, Unauthorized
@@ -42,11 +41,3 @@ class DevelopmentTokens:
             raise Unauthorized("this token is not accepted; check the token source of your client")
         claims = {"sub": found, "email": found}
         return Identity(self.issuer, found, found, found.partition("@")[0], email_verified=True, claims=claims)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach what listens there."""
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

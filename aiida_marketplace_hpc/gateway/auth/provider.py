@@ -10,11 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from requests.auth import AuthBase
 
 from aiida_marketplace_hpc import __version__
+from aiida_marketplace_hpc.addresses import is_loopback
+from aiida_marketplace_hpc.client.connection import Bearer
 from aiida_marketplace_hpc.errors import ConfigurationError, Unavailable
-from aiida_marketplace_hpc.gateway.auth.development import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +40,6 @@ def checked_url(url: str, what: str) -> str:
     return url.rstrip("/")
 
 
-class _Bearer(AuthBase):
-    # An AuthBase, because requests would otherwise put the password of a ~/.netrc into the header.
-    def __init__(self, token: str | None) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token is not None:
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
 def ask(url: str, token: str | None = None) -> tuple[int, Mapping[str, Any]]:
     """Get a JSON object. May be repeated.
 
@@ -63,7 +52,7 @@ def ask(url: str, token: str | None = None) -> tuple[int, Mapping[str, Any]]:
     content = bytearray()
     try:
         with requests.get(
-            url, headers=headers, auth=_Bearer(token), timeout=_TIMEOUT, allow_redirects=False, stream=True
+            url, headers=headers, auth=Bearer(token), timeout=_TIMEOUT, allow_redirects=False, stream=True
         ) as answer:
             if answer.status_code in (400, 401, 403):
                 return answer.status_code, {}
