@@ -126,7 +126,13 @@ def delete(settings: Settings, where: str, path: str | None, force: bool) -> Non
         place = gateway.place(_place(where, path))
         if place.path in (".", ""):
             raise click.UsageError("name a file or folder: neither a root nor a job's folder is deleted as a whole")
-        answer = gateway.delete_file(place.jobid, place.path, force=force)
+        below_a_root = _absolute(gateway, place.jobid, place.path)
+        if below_a_root is not None:
+            # As an operation it may take as long as it gets on, which the removal of a large folder needs.
+            gateway.ask("remove", path=below_a_root, recursive=True, force=force or None)
+            answer = {"message": "File deleted."}
+        else:
+            answer = gateway.delete_file(place.jobid, place.path, force=force)
     emit(settings, answer, str(answer.get("message", "")))
 
 

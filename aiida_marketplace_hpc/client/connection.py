@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import http.client
 import io
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +18,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import requests
+import urllib3.exceptions
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+
+from aiida_marketplace_hpc.client.resolver import resolve
 
 _SLICE = 64 * 1024  # Each slice that is sent has the whole patience: with 15 s, a line of 5 kB/s still makes progress.
 
@@ -107,8 +111,36 @@ class _Watched:
     """Extends a connection class of urllib3."""
 
     response_class: ClassVar[type[http.client.HTTPResponse]] = _Response
+    host: str
     sock: Any
+    timeout: Any
+    _dns_host: str
     _connecting = False
+
+    def _new_conn(self) -> Any:
+        """Make a connection to the first address that takes one, each as long as there is patience."""
+        exchange = _current()
+        if exchange is None or hasattr(self, "_socks_options"):  # There the proxy resolves.
+            return super()._new_conn()  # type: ignore[misc]
+        name, timeout = self._dns_host, self.timeout
+        try:
+            addresses = resolve(name, exchange.patience())
+        except UnicodeError:
+            # It says what is wrong with the name.
+            return super()._new_conn()  # type: ignore[misc]
+        except socket.gaierror as exc:
+            raise urllib3.exceptions.NameResolutionError(self.host, self, exc) from exc  # type: ignore[arg-type]
+        try:
+            for left in reversed(range(len(addresses))):
+                self._dns_host = addresses[-left - 1]
+                self.timeout = min(timeout, exchange.patience())
+                try:
+                    return super()._new_conn()  # type: ignore[misc]
+                except urllib3.exceptions.HTTPError:
+                    if not left:
+                        raise
+        finally:
+            self._dns_host, self.timeout = name, timeout
 
     def connect(self) -> None:
         # What is sent while connecting (TLS, CONNECT to a proxy) is not the request.

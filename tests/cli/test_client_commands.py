@@ -204,6 +204,10 @@ def test_force_is_sent_only_where_it_is_given(run: Run, fake: FakeGateway, tmp_p
         good(run("file", "upload", "folder", fake.home, *options))
         good(run("file", "delete", "home", "in.txt", *options))
         assert [seen.parameters.get("force") for seen in fake.named("createDataset")[-2:]] == sent
+        assert fake.named("query")[-1].json["operations"][0].get("force") == (True if options else None)
+        jobid = good(run("job", "create", *PUBLISHED)).strip()
+        good(run("file", "upload", "in.txt", jobid))
+        good(run("file", "delete", jobid, "in.txt", *options))
         assert fake.named("deleteDataset")[-1].parameters.get("force") == sent[0]
 
 
@@ -222,6 +226,7 @@ def test_a_root_as_a_whole_is_not_deleted(run: Run, fake: FakeGateway) -> None:
     for arguments in (["home"], [fake.home], ["home", "."]):
         assert run("file", "delete", *arguments).exit_code == 2
     assert fake.named("deleteDataset") == []
+    assert not any(seen.json["operations"][0]["op"] == "remove" for seen in fake.named("query"))
     assert run("file", "list", fake.home, "x").exit_code == 2
 
 

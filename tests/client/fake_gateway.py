@@ -368,7 +368,10 @@ class FakeGateway:
             path.mkdir(parents=fields.get("parents", False), exist_ok=fields.get("exist_ok", False))
             return {}
         assert op == "remove"
-        path.unlink(missing_ok=fields.get("missing_ok", False))
+        if fields.get("recursive") and path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=fields.get("missing_ok", False))
         return {}
 
     def _launch(self, job: dict[str, Any]) -> dict[str, Any]:

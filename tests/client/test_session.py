@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -248,6 +249,47 @@ def test_a_name_that_does_not_resolve_is_not_sent(client_of: Make, monkeypatch: 
     with pytest.raises(ConnectionFailed, match="cannot be resolved") as raised:
         client_of("http://hpc.example.org").heartbeat()
     assert raised.value.phase is Phase.NOT_SENT
+
+
+def test_a_resolver_that_hangs_holds_nobody_up(
+    fake: FakeGateway, client_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's resolver may take half a minute; whoever asks again waits for the same answer."""
+    resolving, goes_on, real = [], threading.Event(), socket.getaddrinfo
+
+    def hanging(host: str, *arguments: Any, **options: Any) -> Any:
+        if host != "hpc.example.org" or socket.AI_NUMERICHOST in arguments:
+            return real(host, *arguments, **options)
+        resolving.append(threading.current_thread())
+        goes_on.wait(10)
+        return real("127.0.0.1", *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    client = client_of(fake.url.replace("127.0.0.1", "hpc.example.org"), timeouts=QUICK)
+    try:
+        for _ in range(2):
+            with pytest.raises(DeadlineExceeded, match="cannot be reached in time") as raised:
+                client.heartbeat()
+            assert raised.value.phase is Phase.NOT_SENT
+        assert len(resolving) == 1
+    finally:
+        goes_on.set()
+    resolving[0].join(5)
+    assert "running" in client.heartbeat()["message"]
+    assert len(resolving) == 2
+
+
+def test_the_next_address_is_tried(fake: FakeGateway, client_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def two(host: str, port: Any, *arguments: Any, **options: Any) -> Any:
+        if host != "hpc.example.org" or socket.AI_NUMERICHOST in arguments:
+            return real(host, port, *arguments, **options)
+        return [row for address in ("127.0.0.2", "127.0.0.1") for row in real(address, port, *arguments, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two)
+    assert client_of(fake.url.replace("127.0.0.1", "hpc.example.org")).heartbeat()
+    assert fake.connections == 1
 
 
 def test_a_network_that_is_down_is_not_sent(client_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
