@@ -71,7 +71,7 @@ def main() -> int:
         say(str(exc))
         return 1
     print(text(results))
-    given.output.write_text(page(results, _command(given), before, whole=whole))
+    given.output.write_text(page(results, _command(given), before, os.getloadavg(), whole=whole))
     say(f"written: {given.output}")
     return 0
 

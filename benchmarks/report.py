@@ -43,16 +43,20 @@ The states of so many jobs at once, while 1,000 jobs wait on a real Slurm and th
 _CUT = " The run was ended before its end: what is missing below was not measured."
 
 
+def _load(averages: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in averages)
+
+
 def text(results: Results) -> str:
     """The tables for a terminal."""
     return "\n\n".join(_tables(results, "simple"))
 
 
-def page(results: Results, command: str, load: Sequence[float], *, whole: bool = True) -> str:
+def page(results: Results, command: str, before: Sequence[float], after: Sequence[float], *, whole: bool = True) -> str:
     """The page of the documentation.
 
     :param command: the one that measured.
-    :param load: the machine's load averages before it.
+    :param before: the machine's load averages before it, and ``after``.
     :param whole: whether it came to its end.
     """
     times, counts, polls = _tables(results, "github")
@@ -69,7 +73,7 @@ least and the greatest of all rounds behind them; nothing was left out. This pag
 
     {command}
 
-on {_machine()}; load averages before the run: {", ".join(f"{value:.2f}" for value in load)}.{"" if whole else _CUT}
+on {_machine()}; load averages before the run: {_load(before)}; after it: {_load(after)}.{"" if whole else _CUT}
 
 ## Times
 

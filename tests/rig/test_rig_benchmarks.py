@@ -72,7 +72,7 @@ def test_of_a_hundred_polls_the_fifth_slowest_tells_the_95_percent() -> None:
     poll = Poll(FRESH, 1000, [float(number) for number in range(100, 0, -1)], requests=1, commands=1.1, aim=0.3)
     assert poll.p95 == 95
     assert Poll(FRESH, 1, [2.0]).p95 == 2
-    written = page(Results(polls=[poll, Poll(FRESH, 100, [5.05])]), "make bench", (0.0, 0.0, 0.0))
+    written = page(Results(polls=[poll, Poll(FRESH, 100, [5.05])]), "make bench", (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
     assert "| 1000 | 50500.0 | 95000.0 | 300 | 1 | 1.1 | 100 |" in " ".join(written.split())
     assert "1,000 jobs cost 10.0 times what 100 do" in written
 
@@ -81,7 +81,7 @@ def test_a_page_has_ratios_beside_the_figures_and_no_place_of_this_machine() -> 
     row = Row("moving", 0.02, [1.0, 2.0, 4.0], [3.0, 5.0, 4.0], "others", 0.8)
     results = Results([row], [Count("moving", 0.02, [80], [3], 90)])
     assert row.ratio == 2.0
-    written = page(results, "make bench", (0.0, 0.0, 0.0))
+    written = page(results, "make bench", (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
     assert "| moving | 20 " in " ".join(written.split())
     assert "2.00 (1.00 to 4.00)" in written
     assert "4.00 (3.00 to 5.00)" in text(results)
