@@ -20,6 +20,7 @@ from pydantic_settings import (
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.backends.directives import parse_duration
+from aiida_marketplace_hpc.gateway.databases import parse_url
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -178,7 +179,7 @@ class Settings(FileSettings):
     host: str = "localhost"
     port: int = Field(default=5005, ge=0, le=65535)
     state: Path = Field(default_factory=default_state_folder)
-    database: str = ""
+    database: str = Field(default="", repr=False)
     dev_token: dict[str, str] = Field(default_factory=dict, repr=False)
     """Development tokens: the token of each user."""
     auth: Literal["dev", "oidc", "marketplace"] = "dev"
@@ -252,6 +253,16 @@ class Settings(FileSettings):
         names = [RootTemplate.parse(text).name for text in value]
         if HOME in names or len(set(names)) != len(names):
             raise ValueError("every root needs a name of its own, and `home` is the one that --home makes")
+        return value
+
+    @field_validator("database")
+    @classmethod
+    def _database_is_known(cls, value: str) -> str:
+        try:
+            if value:
+                parse_url(value)
+        except ConfigurationError as exc:
+            raise ValueError(exc.message) from None
         return value
 
     @field_validator("container_runtime")

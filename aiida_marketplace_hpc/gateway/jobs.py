@@ -26,6 +26,7 @@ from aiida_marketplace_hpc.errors import (
     SubmissionRefused,
 )
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError
+from aiida_marketplace_hpc.gateway.databases import is_storable
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Ledger, automatic_key, new_id, utc_now
 from aiida_marketplace_hpc.gateway.metrics import Metrics
@@ -124,6 +125,7 @@ class Jobs:
             raise InvalidRequest("the folder and the script of a job need names in UTF-8") from None
         _, digest = read_script(files, folder, script)
         if key is not None:
+            _check_key(key)
             key = f"key:{key}"
             if len(key) > 128:
                 raise InvalidRequest("a key has at most 124 characters")
@@ -150,6 +152,8 @@ class Jobs:
         :param key: the same key with the same script is the same job.
         :raises Busy: if it would be one job too many.
         """
+        if key is not None:
+            _check_key(key)
         jobid = new_id()
         unique = f"id:{jobid}" if key is None else f"new:{hashlib.sha256(key.encode() + bytes(1) + text).hexdigest()}"
         if existing := self._ledger.find_by_key(user.id, unique):
@@ -362,6 +366,11 @@ class Jobs:
                     self._submissions.advance(job)
             except (BackendError, GatewayError) as exc:
                 logger.warning("job %s could not be taken further: %s", job.id, exc)
+
+
+def _check_key(key: str) -> None:
+    if not is_storable(key):
+        raise InvalidRequest("a key has characters of Unicode, and no zero byte")
 
 
 def _iso(moment: datetime | None) -> str | None:

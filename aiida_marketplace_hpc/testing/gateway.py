@@ -63,6 +63,7 @@ class GatewayProcess:
     :param env: added to its environment, such as :attr:`SlurmCluster.env`.
     :param beside: another one that has been started: this one uses its state, with database and spool, its tokens, its
         provider and its homes, and is closed before it.
+    :param own_state: with ``beside``, have a state folder of its own all the same; the database is then for ``env`` to name.
     :param provider: accept the tokens of this provider instead of development tokens; :attr:`tokens` is empty.
     :param auth: how they are checked: ``oidc``, by the gateway, or ``marketplace``, by asking the provider.
     """
@@ -79,6 +80,7 @@ class GatewayProcess:
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         beside: GatewayProcess | None = None,
+        own_state: bool = False,
         provider: OidcProvider | None = None,
         auth: Literal["oidc", "marketplace"] = "oidc",
     ) -> None:
@@ -97,7 +99,7 @@ class GatewayProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._url = ""
-        self._beside = beside
+        self._shares_state_of = None if own_state else beside
         self.state = ""
         self._log_directory = Path()
 
@@ -156,7 +158,7 @@ class GatewayProcess:
             )
         if not self.state:
             self._log_directory = Path(tempfile.mkdtemp(prefix="mphpc-gateway-log-"))
-            shared = self._beside.state if self._beside else ""
+            shared = self._shares_state_of.state if self._shares_state_of else ""
             self.state = shared or self.machine.make_directory("gateway", user=self.user, mode=0o700)
             self._port = free_ports(1)[0]  # not 0: see there
         seen = len(self.log)
@@ -214,7 +216,7 @@ class GatewayProcess:
         self.resume()
         self.stop()
         if self.state:
-            if self._beside is None:
+            if self._shares_state_of is None:
                 self.machine.run(["rm", "-rf", self.state])
             shutil.rmtree(self._log_directory, ignore_errors=True)
         self.state = ""

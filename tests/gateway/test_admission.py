@@ -23,6 +23,8 @@ from aiida_marketplace_hpc.gateway.homes import Homes
 from aiida_marketplace_hpc.gateway.ledger import Ledger
 from aiida_marketplace_hpc.gateway.members import Members
 
+pytestmark = pytest.mark.databases
+
 ISSUER = "https://login.example.org/realms/lab"
 OIDC = {"auth": "oidc", "issuer": ISSUER, "audience": ["hpc"]}
 
@@ -38,8 +40,8 @@ Make = Callable[..., Admission]
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+def ledger(database: str) -> Iterator[Ledger]:
+    ledger = Ledger(database)
     ledger.migrate()
     yield ledger
     ledger.close()

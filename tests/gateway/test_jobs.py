@@ -18,6 +18,8 @@ from aiida_marketplace_hpc.gateway.submission import GATEWAY, guard_of
 from aiida_marketplace_hpc.protocol import JobState
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 
+pytestmark = pytest.mark.databases
+
 
 def launch(gateway: Gateway, user: User, folder: str, **options: str) -> Job:
     return gateway.jobs.launch(user, gateway.jobs.create_in_folder(user, folder, "run.sh", **options))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
@@ -12,9 +11,11 @@ from aiida_marketplace_hpc.gateway.ledger import Ledger, folder_name
 from aiida_marketplace_hpc.gateway.schema import Base
 from aiida_marketplace_hpc.gateway.service import Gateway
 
+pytestmark = pytest.mark.databases
 
-def test_the_migrations_make_the_schema_that_the_code_uses(tmp_path: Path) -> None:
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+
+def test_the_migrations_make_the_schema_that_the_code_uses(database: str) -> None:
+    ledger = Ledger(database)
     ledger.migrate()
     ledger.migrate()
     with ledger.engine.connect() as connection:
@@ -22,8 +23,8 @@ def test_the_migrations_make_the_schema_that_the_code_uses(tmp_path: Path) -> No
     ledger.close()
 
 
-def test_users_of_an_older_ledger_are_neither_registered_nor_blocked(tmp_path: Path) -> None:
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+def test_users_of_an_older_ledger_are_neither_registered_nor_blocked(database: str) -> None:
+    ledger = Ledger(database)
     ledger.migrate("0002")
     insert = (
         "INSERT INTO users (id, issuer, subject, email, name, username, created_at) "
