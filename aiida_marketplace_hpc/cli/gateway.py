@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from aiida_marketplace_hpc.cli.admin import admin
+from aiida_marketplace_hpc.cli.admin_drain import drain
 from aiida_marketplace_hpc.cli.admin_user import user
 from aiida_marketplace_hpc.cli.identity import identity_options
 from aiida_marketplace_hpc.cli.registration import openapi
@@ -20,6 +21,7 @@ def gateway() -> None:
     """Publish a cluster: serve the gateway."""
 
 
+admin.add_command(drain)
 admin.add_command(user)
 gateway.add_command(admin)
 gateway.add_command(openapi)

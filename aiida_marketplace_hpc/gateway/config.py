@@ -21,6 +21,7 @@ from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.backends.directives import parse_duration
 from aiida_marketplace_hpc.gateway.databases import parse_url
+from aiida_marketplace_hpc.gateway.policy import SLURM_WORD, Policy
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -28,8 +29,6 @@ MAX_JSON = 16 * MIB
 """Bytes of a JSON body."""
 HOME = "home"
 """The name of the root that ``--home`` makes."""
-SLURM_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
-"""What may stand in a directive of Slurm as it is: the name of a job, a partition or an account."""
 _ROOT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,19}")  # Shorter than a job id, so that the two are never confused.
 
 
@@ -239,6 +238,8 @@ class Settings(FileSettings):
     """The job script of such jobs, instead of the one that comes with the package."""
     connections: int = Field(default=500, ge=1)
     """Connections at once; the process needs twice as many open files (``ulimit -n``)."""
+    policy: Policy = Field(default_factory=Policy)
+    """What the site wants of jobs; in the file or the environment only."""
     registration: Registration = Field(default_factory=Registration)
     """Set by the options of ``gateway openapi``; everything else by those of ``gateway serve``."""
 

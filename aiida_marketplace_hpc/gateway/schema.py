@@ -112,6 +112,17 @@ class Invitation(Base):
     created_at: Mapped[datetime] = mapped_column(_UtcDateTime)
 
 
+class Drain(Base):
+    """One row while nothing new is submitted, none otherwise."""
+
+    __tablename__ = "drain"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    message: Mapped[str] = mapped_column(_ToldText)
+    """For users: why, and until when."""
+    since: Mapped[datetime] = mapped_column(_UtcDateTime)
+
+
 class Job(Base):
     """One job: an intention to run a script in a folder, and what became of it."""
 

@@ -77,13 +77,17 @@ def _try(gateway: HpcGateway, root: Root) -> str:
 
 def _scheduler(gateway: HpcGateway) -> str:
     jobs = gateway.active_jobs()  # For which the gateway asks the scheduler.
-    problems = [
-        machine["problem"] for machine in gateway.info(refresh=True).get("machines", ()) if machine.get("problem")
-    ]
+    info = gateway.info(refresh=True)
+    problems = [machine["problem"] for machine in info.get("machines", ()) if machine.get("problem")]
     if problems:
         raise Unavailable(
             f"the scheduler does not answer the gateway ({problems[0]}): jobs keep the state that was last known, and "
             "new ones wait; tell the gateway's operator if it stays so"
+        )
+    if info.get("draining"):
+        raise Unavailable(
+            f"the gateway is being maintained ({info.get('notice') or 'no more is said'}): jobs that you submit wait there "
+            "until it is over, those that were submitted go on"
         )
     ages = [job["age"] for job in jobs if job.get("age") is not None]
     if ages and max(ages) > _OLD:
