@@ -36,9 +36,10 @@ def admin(ctx: click.Context, /, config: Path | None, **flags: Any) -> None:
 
 
 @contextmanager
-def opened_ledger(settings: DatabaseFlags, *, migrate: bool = False) -> Iterator[Ledger]:
+def opened_ledger(settings: DatabaseFlags, *, migrate: bool = False, create: bool = False) -> Iterator[Ledger]:
     """The ledger that the flags name.
 
+    :param create: make one of SQLite if there is none.
     :param migrate: bring it to this version's schema first: it may be that of an older one.
     :raises click.ClickException: if there is none, it is of a newer version, or the database does not answer.
     """
@@ -56,7 +57,7 @@ def opened_ledger(settings: DatabaseFlags, *, migrate: bool = False) -> Iterator
     except ConfigurationError as exc:
         raise click.ClickException(exc.message) from exc
     path = url.partition(":///")[2]
-    if url.startswith("sqlite") and not Path(path).exists():
+    if url.startswith("sqlite") and not create and not Path(path).exists():
         raise click.ClickException(f"there is no database {path}: give --state, --database or --config as for serve")
     try:
         ledger = Ledger(url)

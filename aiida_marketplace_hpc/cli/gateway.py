@@ -9,6 +9,7 @@ import click
 
 from aiida_marketplace_hpc.cli.admin import admin
 from aiida_marketplace_hpc.cli.admin_drain import drain
+from aiida_marketplace_hpc.cli.admin_records import backup, check, export, jobs, migrate, purge
 from aiida_marketplace_hpc.cli.admin_user import user
 from aiida_marketplace_hpc.cli.identity import identity_options
 from aiida_marketplace_hpc.cli.registration import openapi
@@ -22,7 +23,8 @@ def gateway() -> None:
 
 
 admin.add_command(drain)
-admin.add_command(user)
+for command in (backup, check, export, jobs, migrate, purge, user):
+    admin.add_command(command)
 gateway.add_command(admin)
 gateway.add_command(openapi)
 gateway.add_command(relay)

@@ -127,6 +127,11 @@ class GatewayProcess:
         return next(iter(self.tokens.values()))
 
     @property
+    def command(self) -> Path:
+        """The installed command ``marketplace-hpc``."""
+        return Path(sys.executable).with_name("marketplace-hpc")
+
+    @property
     def pid(self) -> int:
         if self._process is None:
             raise RigError("the gateway has not been started")
@@ -151,10 +156,9 @@ class GatewayProcess:
         :param within: seconds.
         :raises RigError: with the end of its log, if it ends or does not listen in time.
         """
-        command = Path(sys.executable).with_name("marketplace-hpc")
-        if not command.exists():
+        if not self.command.exists():
             raise RigError(
-                f"{command} does not exist; install the package: {sys.executable} -m pip install -e '.[dev]'"
+                f"{self.command} does not exist; install the package: {sys.executable} -m pip install -e '.[dev]'"
             )
         if not self.state:
             self._log_directory = Path(tempfile.mkdtemp(prefix="mphpc-gateway-log-"))
@@ -164,7 +168,7 @@ class GatewayProcess:
         seen = len(self.log)
         with self._log_file.open("ab") as log:
             self._process = self.machine.popen(
-                [str(command), *self._arguments()],
+                [str(self.command), *self._arguments()],
                 user=self.user,
                 # Tokens among the arguments would be seen by everybody on the machine.
                 env={"PYTHONUNBUFFERED": "1", "MARKETPLACE_HPC_DEV_TOKEN": json.dumps(self.tokens), **self._env},
