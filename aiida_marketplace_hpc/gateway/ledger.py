@@ -87,6 +87,14 @@ class Ledger:
             _require_known(_revision(connection))
             command.upgrade(config, revision)
 
+    def check_version(self) -> None:
+        """Make sure that the database is not of a newer version than this one. Changes nothing.
+
+        :raises ConfigurationError: if it is.
+        :raises Unavailable: if the database does not answer.
+        """
+        _require_known(self.revision())
+
     def revision(self) -> str | None:
         """The revision of the schema that the database has; ``None``: none yet.
 

@@ -27,7 +27,7 @@ from aiida_marketplace_hpc.gateway.config import RootTemplate, Settings, load
 from aiida_marketplace_hpc.gateway.connections import KEEP_ALIVE, Connection
 from aiida_marketplace_hpc.gateway.databases import shown_url
 from aiida_marketplace_hpc.gateway.ledger import Ledger
-from aiida_marketplace_hpc.gateway.service import Gateway
+from aiida_marketplace_hpc.gateway.service import Gateway, make_backend
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
             f"the state folder {state} cannot be written ({exc.strerror}): give --state DIR"
         ) from exc
     for root in settings.roots:
-        _check_root(root)
-    _check_tls(settings)
+        check_root(root)
+    check_tls(settings)
     _prepare_database(settings)
     listener = _listen(settings.host, settings.port)
     for line in _welcome(settings, issuer):
@@ -159,10 +159,24 @@ def _prepare_database(settings: Settings) -> None:
         ledger.close()
 
 
-def _check_root(root: RootTemplate) -> None:
-    """Make sure that the part of a root which is the same for everybody is there."""
+def check_backend(settings: Settings) -> None:
+    """Make sure that this version has the backend.
+
+    :raises ConfigurationError: if not.
+    """
+    make_backend(settings)
+
+
+def check_root(root: RootTemplate, *, make: bool = True) -> None:
+    """Make sure that the part of a root which is the same for everybody is there.
+
+    :param make: make it if it is not; else look whether it could be made.
+    :raises ConfigurationError: if it cannot be used.
+    """
     above, placeholder, _ = root.template.partition("{username}")
     folder = os.path.dirname(above) if placeholder else root.template
+    while not make and not root.read_only and not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
     try:
         if not root.read_only:
             os.makedirs(folder, exist_ok=True)
@@ -175,7 +189,7 @@ def _check_root(root: RootTemplate) -> None:
         raise ConfigurationError(f"the folder {folder} of the root {root.name} cannot be written by this account")
 
 
-def _check_tls(settings: Settings) -> None:
+def check_tls(settings: Settings) -> None:
     """Make sure that certificate and key can be used, and that the key is not everybody's."""
     if settings.certfile is None:
         return

@@ -84,7 +84,7 @@ class Gateway:
         self.containers = ContainerScripts(settings)
         self.ledger = Ledger(settings.database_url)
         self.keep = Keep(unfinished=settings.keep_unfinished * 86400.0, size=settings.unfinished_limit * 1024**3)
-        self.backend = backend or _backend(settings)
+        self.backend = backend or make_backend(settings)
         self.homes = Homes(self.settings.roots)
         self.metrics = Metrics()
         self.metrics.count_jobs(self.ledger.count)
@@ -193,7 +193,11 @@ class Gateway:
                 return
 
 
-def _backend(settings: Settings) -> Backend:
+def make_backend(settings: Settings) -> Backend:
+    """The backend that the settings name; it is not started.
+
+    :raises ConfigurationError: if this version has none of that name.
+    """
     if settings.backend == "local":
         from aiida_marketplace_hpc.gateway.backends.local import LocalBackend
 
