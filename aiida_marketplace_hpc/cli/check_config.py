@@ -13,8 +13,11 @@ from aiida_marketplace_hpc.errors import ConfigurationError
 
 @click.command("check-config")
 @click.option("--relay", is_flag=True, help="Check the relay's settings, from the environment and the file.")
+@click.option(
+    "--template", is_flag=True, help="Only print a file for the environment, with every setting and its meaning."
+)
 @click.pass_context
-def check_config(ctx: click.Context, /, relay: bool, config: Path | None, **flags: Any) -> None:
+def check_config(ctx: click.Context, /, relay: bool, template: bool, config: Path | None, **flags: Any) -> None:
     """Show the settings that count, where each comes from, and everything that is wrong. Nothing is started or changed.
 
     It takes the flags of `gateway serve`. Secrets are not shown. Exit code 1 if a gateway with these settings would not start.
@@ -23,6 +26,9 @@ def check_config(ctx: click.Context, /, relay: bool, config: Path | None, **flag
         from aiida_marketplace_hpc.gateway import config_check, origins
         from aiida_marketplace_hpc.gateway.config import FileSettings, Settings, SettingsInvalid, load_as
 
+        if template:
+            click.echo(_template(), nl=False)
+            return
         given = {name: value for name, value in flags.items() if value is not None and value != ()}
         kind: type[FileSettings] = Settings
         if relay:
@@ -51,3 +57,11 @@ def check_config(ctx: click.Context, /, relay: bool, config: Path | None, **flag
     for problem in problems:
         click.echo(f"Error: {printable(problem)}", err=True)
     ctx.exit(int(bool(problems)))
+
+
+def _template() -> str:
+    from aiida_marketplace_hpc.cli.environment_template import environment_template
+    from aiida_marketplace_hpc.cli.gateway import serve
+    from aiida_marketplace_hpc.cli.relay import relay
+
+    return environment_template(serve, relay)
