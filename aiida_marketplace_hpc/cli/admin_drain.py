@@ -13,7 +13,7 @@ def drain() -> None:
     """Submit nothing for a while, for a maintenance.
 
     What users launch meanwhile waits in the gateway and is submitted afterwards; they are told. Everything else goes on:
-    files, states, cancellations, and jobs that were submitted before. All gateways of the database take notice within two
+    files, states, cancellations, and jobs that were submitted before. All gateways of the database take notice within some
     seconds.
     """
 

@@ -366,6 +366,7 @@ class Jobs:
 
     def reconcile(self) -> None:
         """Take each unconfirmed submission and each open cancellation one step further; called again and again."""
+        self._maintenance.notice()
         self._watch.refresh()
         if self._watch.queue is not None:
             try:

@@ -67,6 +67,11 @@ class Maintenance:
                 session.delete(there)
         self._asked = None
 
+    @property
+    def known(self) -> Notice | None:
+        """What :meth:`notice` has said last; takes no time, whatever the database does."""
+        return self._known
+
     def notice(self) -> Notice | None:
         """What is said about the maintenance now; ``None`` if there is none. A second old at most.
 

@@ -18,8 +18,7 @@ from aiida_marketplace_hpc.protocol import API_VERSION, EXTENSIONS, MAX_JOBIDS, 
 
 def heartbeat(call: Call) -> Answer:
     """Answer; the text is the published one."""
-    notice = call.gateway.maintenance.notice()
-    return {"message": "HPC-gateway-App : application running.", **_maintenance(notice)}
+    return {"message": "HPC-gateway-App : application running.", **_maintenance(call.gateway.maintenance.known)}
 
 
 def _maintenance(notice: Notice | None) -> dict[str, Any]:
