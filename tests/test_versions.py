@@ -19,6 +19,7 @@ from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
 from aiida_marketplace_hpc.protocol import API_VERSION, JOB_FIELDS, OLDEST_API, OLDEST_CLIENT
 from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler
 from aiida_marketplace_hpc.testing.backend import FakeBackend
+from aiida_marketplace_hpc.testing.machine import wait_until
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
 
@@ -101,7 +102,12 @@ def test_a_calculation_runs_on_a_gateway_that_says_less_or_more(
         assert scheduler.get_jobs([jobid], as_dict=True)[jobid].job_state is JobState.QUEUED
         backend.run("101")
         backend.end("101", exit_code=0)
-        assert scheduler.get_jobs([jobid], as_dict=True)[jobid].job_state is JobState.DONE
+
+        def state() -> JobState:
+            found: JobState = scheduler.get_jobs([jobid], as_dict=True)[jobid].job_state
+            return found
+
+        wait_until(lambda: state() is JobState.DONE, within=20, failure=lambda: str(state()))
         assert "retval" in scheduler.get_detailed_job_info(jobid)
         transport.gettree(folder, tmp_path / "out")
         assert (tmp_path / "out" / "large").read_bytes() == b"x" * 3_000_000

@@ -55,6 +55,8 @@ def parse_url(text: str) -> URL:
         ) from None
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise ConfigurationError(f"the database is SQLite or PostgreSQL, not {url.get_backend_name()}")
+    if url.drivername == "postgresql":  # Which driver it is, is our business.
+        url = url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() == "postgresql" and url.drivername != "postgresql+psycopg":
         raise ConfigurationError(
             f"the address of a PostgreSQL begins with postgresql+psycopg://, not {url.drivername}://"

@@ -66,7 +66,7 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_no_address_repeats_no_secret() -> None:
-    for database in ("mysql://name:pass-word@host/x", "postgresql://name:pass-word@host/x", "pass-word"):
+    for database in ("mysql://name:pass-word@host/x", "postgresql+psycopg2://name:pass-word@host/x", "pass-word"):
         result = check(MARKETPLACE_HPC_DATABASE=database, **TOKEN)
         assert result.exit_code == 1
         assert "setting database (from MARKETPLACE_HPC_DATABASE)" in result.stderr

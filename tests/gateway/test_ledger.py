@@ -110,7 +110,7 @@ def test_an_id_that_is_none_is_nobodys(gateway: Gateway, alice: User) -> None:
 
 
 def test_a_database_that_is_not_there_is_unavailable_and_repeats_no_password() -> None:
-    ledger = Ledger("postgresql+psycopg://name:pass-word@127.0.0.1:1/x")
+    ledger = Ledger("postgresql://name:pass-word@127.0.0.1:1/x")
     for ask in (ledger.users, ledger.migrate, ledger.revision):
         with pytest.raises(Unavailable, match="database does not answer") as refused:
             ask()
