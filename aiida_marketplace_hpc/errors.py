@@ -4,7 +4,8 @@
 
     MarketplaceHpcError
     ├── ConfigurationError            a setting that a person must mend (address, token source, option)
-    │   └── TokenUnavailable          the token source gives no token
+    │   ├── TokenUnavailable          the token source gives no token
+    │   └── VersionMismatch           client and gateway are too far apart; the message says which to upgrade
     ├── ConnectionFailed              no complete answer; ``phase`` says whether the request can have arrived
     │   ├── DeadlineExceeded          no progress within the deadline
     │   └── ProviderUnavailable       whoever renews the token does not answer; nothing was sent to the gateway
@@ -69,6 +70,12 @@ class TokenUnavailable(ConfigurationError):
     """The token source gives no token."""
 
     code = "token_unavailable"
+
+
+class VersionMismatch(ConfigurationError):
+    """Client and gateway are of versions that do not work together."""
+
+    code = "version_mismatch"
 
 
 class ConnectionFailed(MarketplaceHpcError):

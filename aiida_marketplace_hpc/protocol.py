@@ -16,6 +16,9 @@ API_VERSION = "3.0"
 OLDEST_CLIENT = "0.1.0"
 """The oldest version of this package's client that a gateway of this version serves."""
 
+OLDEST_API = "3.0"
+"""The oldest version of this contract with which a client of this version can do."""
+
 EXTENSIONS = (
     "query",
     "workspaces",
@@ -506,6 +509,9 @@ INFO_FIELDS: dict[str, str] = {
     "auth": "which tokens are accepted: `method` (`dev`, `oidc` or `marketplace`), `issuer`, `audience` (a list, empty where "
     "it does not matter), and `refresh_margin`: how many seconds before the end of a token a client had better use a new one "
     "(with tokens that do not live twice as long, at half of their life)",
+    "draining": "whether there is a maintenance: what is launched waits until it is over",
+    "notice": "what the operator says about it",
+    "policy": "what the site wants of jobs: defaults for what a script does not name, and limits; empty and 0: none",
     "username": "the name of the caller's folders",
     "email": "the caller's e-mail address",
     "home": "the absolute path of the caller's home on the cluster",

@@ -172,7 +172,8 @@ def job_info(document: dict[str, Any], gateway: str) -> JobInfo:
     """What the gateway says about a job, in AiiDA's terms; everything it says is in ``raw_data``, and its address."""
     info = JobInfo()
     info.job_id = document["jobid"]
-    info.job_state = JobState.DONE if document["final"] else _STATES[protocol.JobState(document["state"])]
+    # A newer gateway may know more states: whatever they mean, the job has not ended.
+    info.job_state = JobState.DONE if document["final"] else _STATES.get(document["state"], JobState.UNDETERMINED)
     info.job_substate = document["scheduler_state"]
     info.annotation = document["reason"] or document["message"]
     info.title = document["name"]

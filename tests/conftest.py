@@ -5,12 +5,16 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import secrets
 import signal
+import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 # AiiDA makes its configuration folder when it is imported, in the home of whoever runs this, and warns when it does.
 _CONFIGURATION = tempfile.TemporaryDirectory(prefix="mphpc-tests-", ignore_cleanup_errors=True)
@@ -19,6 +23,7 @@ Path(_CONFIGURATION.name, ".aiida").mkdir()
 
 from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler  # noqa: E402
 from aiida_marketplace_hpc.testing.backend import FakeBackend  # noqa: E402
+from aiida_marketplace_hpc.testing.postgresql import PostgreSql  # noqa: E402
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway  # noqa: E402
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport  # noqa: E402
 
@@ -42,6 +47,49 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "slurm_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("slurm")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked ``databases`` on PostgreSQL, too."""
+    if "database" in metafunc.fixturenames and metafunc.definition.get_closest_marker("databases"):
+        metafunc.parametrize("database", DATABASES, indirect=True)
+
+
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.services)]
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of an empty database: SQLite, or where the test is marked ``databases`` PostgreSQL, too."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+        return
+    server: PostgreSql = request.getfixturevalue("postgresql_server")
+    name = server.create()
+    yield server.url(name)
+    server.drop(name)
+
+
+@pytest.fixture
+def copied(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Back a database up with its own tools, while it is in use, restore that as another one, and return its address."""
+    made: list[str] = []
+
+    def copy(database: str) -> str:
+        url = make_url(database)
+        if url.get_backend_name() == "sqlite":
+            restored = tmp_path / f"restored-{secrets.token_hex(3)}.sqlite"
+            with closing(sqlite3.connect(str(url.database))) as now, closing(sqlite3.connect(restored)) as then:
+                now.backup(then)
+            return f"sqlite:///{restored}"
+        server: PostgreSql = request.getfixturevalue("postgresql_server")
+        made.append(server.create())
+        server.restore(made[-1], server.dump(str(url.database)))
+        return server.url(made[-1])
+
+    yield copy
+    for name in made:
+        request.getfixturevalue("postgresql_server").drop(name)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiida_marketplace_hpc.errors import ConfigurationError
+from aiida_marketplace_hpc.errors import ConfigurationError, Unavailable
 from aiida_marketplace_hpc.protocol import JobState
 
 if TYPE_CHECKING:
@@ -36,10 +36,12 @@ def admin(ctx: click.Context, /, config: Path | None, **flags: Any) -> None:
 
 
 @contextmanager
-def opened_ledger(settings: DatabaseFlags) -> Iterator[Ledger]:
+def opened_ledger(settings: DatabaseFlags, *, migrate: bool = False, create: bool = False) -> Iterator[Ledger]:
     """The ledger that the flags name.
 
-    :raises click.ClickException: if there is none.
+    :param create: make one of SQLite if there is none.
+    :param migrate: bring it to this version's schema first: it may be that of an older one.
+    :raises click.ClickException: if there is none, it is of a newer version, or the database does not answer.
     """
     try:
         from aiida_marketplace_hpc.gateway.config import load
@@ -55,13 +57,18 @@ def opened_ledger(settings: DatabaseFlags) -> Iterator[Ledger]:
     except ConfigurationError as exc:
         raise click.ClickException(exc.message) from exc
     path = url.partition(":///")[2]
-    if url.startswith("sqlite") and not Path(path).exists():
+    if url.startswith("sqlite") and not create and not Path(path).exists():
         raise click.ClickException(f"there is no database {path}: give --state, --database or --config as for serve")
-    ledger = Ledger(url)
     try:
-        yield ledger
-    finally:
-        ledger.close()
+        ledger = Ledger(url)
+        try:
+            if migrate:
+                ledger.migrate()
+            yield ledger
+        finally:
+            ledger.close()
+    except (ConfigurationError, Unavailable) as exc:
+        raise click.ClickException(exc.message) from exc
 
 
 @admin.command("end-job")

@@ -28,8 +28,7 @@ def user() -> None:
 def _members(flags: DatabaseFlags) -> Iterator[Members]:
     from aiida_marketplace_hpc.gateway.members import Members
 
-    with opened_ledger(flags) as ledger:
-        ledger.migrate()  # It may be that of an older version.
+    with opened_ledger(flags, migrate=True) as ledger:
         yield Members(ledger)
 
 

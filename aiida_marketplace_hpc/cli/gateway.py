@@ -8,7 +8,10 @@ from typing import Any
 import click
 
 from aiida_marketplace_hpc.cli.admin import admin
+from aiida_marketplace_hpc.cli.admin_drain import drain
+from aiida_marketplace_hpc.cli.admin_records import backup, check, export, jobs, migrate, purge
 from aiida_marketplace_hpc.cli.admin_user import user
+from aiida_marketplace_hpc.cli.check_config import check_config
 from aiida_marketplace_hpc.cli.identity import identity_options
 from aiida_marketplace_hpc.cli.registration import openapi
 from aiida_marketplace_hpc.cli.relay import relay
@@ -20,7 +23,9 @@ def gateway() -> None:
     """Publish a cluster: serve the gateway."""
 
 
-admin.add_command(user)
+admin.add_command(drain)
+for command in (backup, check, export, jobs, migrate, purge, user):
+    admin.add_command(command)
 gateway.add_command(admin)
 gateway.add_command(openapi)
 gateway.add_command(relay)
@@ -140,3 +145,7 @@ def serve(config: Path | None, reload: bool, **flags: Any) -> None:
         server.serve(load(given, config), given, config, reload=reload)
     except ConfigurationError as exc:
         raise click.ClickException(exc.message) from exc
+
+
+check_config.params[:0] = [option for option in serve.params if option.name != "reload"]
+gateway.add_command(check_config)

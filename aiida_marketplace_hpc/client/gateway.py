@@ -28,6 +28,7 @@ from aiida_marketplace_hpc.errors import (
     from_wire,
 )
 from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATIONS
+from aiida_marketplace_hpc.versions import check_gateway
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -554,6 +555,7 @@ class HpcGateway:
 
     def _ask_info(self) -> Json:
         info = self._call("getInfo")
+        check_gateway(info, self.url)
         margin = info.get("auth", {}).get("refresh_margin")
         if isinstance(margin, (int, float)):
             self.token_source.margin = max(0.0, float(margin))

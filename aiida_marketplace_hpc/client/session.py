@@ -23,7 +23,6 @@ import urllib3
 from requests.auth import AuthBase
 from requests.cookies import extract_cookies_to_jar
 
-from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.client import retry as retry_module
 from aiida_marketplace_hpc.client.answer import Answer
 from aiida_marketplace_hpc.client.auth import TokenSource
@@ -39,6 +38,7 @@ from aiida_marketplace_hpc.errors import (
     Unauthorized,
 )
 from aiida_marketplace_hpc.protocol import REQUEST_ID_HEADER
+from aiida_marketplace_hpc.versions import USER_AGENT
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ class _Session(requests.Session):
 
     def __init__(self) -> None:
         super().__init__()
-        self.headers["User-Agent"] = f"aiida-marketplace-hpc/{__version__}"
+        self.headers["User-Agent"] = USER_AGENT
         self.mount("http://", WatchedAdapter())
         self.mount("https://", WatchedAdapter())
         self._settings: dict[str, Any] = {}

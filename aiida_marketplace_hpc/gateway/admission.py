@@ -10,6 +10,7 @@ from aiida_marketplace_hpc.gateway.account import check_account
 from aiida_marketplace_hpc.gateway.auth import Identity
 from aiida_marketplace_hpc.gateway.auth.claims import claim_holds
 from aiida_marketplace_hpc.gateway.config import Settings
+from aiida_marketplace_hpc.gateway.databases import is_storable
 from aiida_marketplace_hpc.gateway.homes import Homes
 from aiida_marketplace_hpc.gateway.ledger import Ledger, NameTaken
 from aiida_marketplace_hpc.gateway.mapping import checked_name, home_names
@@ -17,6 +18,9 @@ from aiida_marketplace_hpc.gateway.members import Members
 from aiida_marketplace_hpc.gateway.schema import User
 
 logger = logging.getLogger(__name__)
+
+_LONGEST = 255
+"""Characters of an issuer, a subject and an address: what the ledger has room for, and OpenID Connect allows a subject."""
 
 
 class Admission:
@@ -41,6 +45,7 @@ class Admission:
         :raises Forbidden: if they may not use the gateway, or their folder would be somebody else's.
         :raises Unavailable: if it cannot be found out now which folder is theirs.
         """
+        _check_length(identity)
         known = self._ledger.find_user(identity)
         if known is not None and known.blocked:
             raise Forbidden("you are blocked on this gateway: ask its operator")
@@ -93,6 +98,13 @@ class Admission:
             raise Forbidden(
                 f"the home that is named for {identity} is somebody else's already: ask the operator of this gateway"
             ) from None
+
+
+def _check_length(identity: Identity) -> None:
+    """Refuse who cannot be written down: what is cut short would be somebody else."""
+    for name in (identity.issuer, identity.subject, identity.email):
+        if len(name) > _LONGEST or not is_storable(name):
+            raise Forbidden("who you are has too many, or unsuitable, characters for this gateway: ask its operator")
 
 
 def _name_and_value(text: str) -> tuple[str, str]:

@@ -41,6 +41,7 @@ from aiida_marketplace_hpc.gateway.routes import HANDLERS
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Note, Stream, parse_parameters
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability
+from aiida_marketplace_hpc.versions import check_client
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ def _endpoint(
         try:
             caller = None
             if capability.authenticated:
+                check_client(request.headers.get("user-agent"))
                 token = bearer_token(request.headers.get("authorization"))
                 known = gateway.known_caller(token)
                 caller = known if known is not None else await run_in_threadpool(gateway.caller, token)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.backends.directives import parse_duration
+from aiida_marketplace_hpc.gateway.databases import parse_url
+from aiida_marketplace_hpc.gateway.origins import Published, PublishedNames, origin, variable_of
+from aiida_marketplace_hpc.gateway.policy import SLURM_WORD, Policy
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -27,8 +32,6 @@ MAX_JSON = 16 * MIB
 """Bytes of a JSON body."""
 HOME = "home"
 """The name of the root that ``--home`` makes."""
-SLURM_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
-"""What may stand in a directive of Slurm as it is: the name of a job, a partition or an account."""
 _ROOT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,19}")  # Shorter than a job id, so that the two are never confused.
 
 
@@ -144,11 +147,27 @@ class Registration(BaseModel):
     """Empty: one with the name and the description of the gateway."""
 
 
+class SettingsInvalid(ConfigurationError):
+    """Settings make no sense.
+
+    :param problems: what is wrong, one by one.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = list(problems)
+
+
 SettingsT = TypeVar("SettingsT", bound="FileSettings")
 
 
 class FileSettings(BaseSettings):
-    """Settings that come from flags, else from the environment, else from a TOML file."""
+    """Settings that come from flags, else from the environment, else from a TOML file.
+
+    A variable of the environment that is empty says nothing. ``published`` are further variables.
+    """
+
+    published: ClassVar[tuple[Published, ...]] = ()
 
     @classmethod
     def settings_customise_sources(
@@ -159,7 +178,7 @@ class FileSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+        return (init_settings, env_settings, PublishedNames(settings_cls), TomlConfigSettingsSource(settings_cls))
 
 
 class Settings(FileSettings):
@@ -169,7 +188,9 @@ class Settings(FileSettings):
     keys; the first that says something wins.
     """
 
-    model_config = SettingsConfigDict(env_prefix="MARKETPLACE_HPC_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="MARKETPLACE_HPC_", env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
     backend: Literal["local", "slurm", "firecrest"] = "local"
     home: str = ""
@@ -178,7 +199,7 @@ class Settings(FileSettings):
     host: str = "localhost"
     port: int = Field(default=5005, ge=0, le=65535)
     state: Path = Field(default_factory=default_state_folder)
-    database: str = ""
+    database: str = Field(default="", repr=False)
     dev_token: dict[str, str] = Field(default_factory=dict, repr=False)
     """Development tokens: the token of each user."""
     auth: Literal["dev", "oidc", "marketplace"] = "dev"
@@ -238,6 +259,8 @@ class Settings(FileSettings):
     """The job script of such jobs, instead of the one that comes with the package."""
     connections: int = Field(default=500, ge=1)
     """Connections at once; the process needs twice as many open files (``ulimit -n``)."""
+    policy: Policy = Field(default_factory=Policy)
+    """What the site wants of jobs; in the file or the environment only."""
     registration: Registration = Field(default_factory=Registration)
     """Set by the options of ``gateway openapi``; everything else by those of ``gateway serve``."""
 
@@ -252,6 +275,16 @@ class Settings(FileSettings):
         names = [RootTemplate.parse(text).name for text in value]
         if HOME in names or len(set(names)) != len(names):
             raise ValueError("every root needs a name of its own, and `home` is the one that --home makes")
+        return value
+
+    @field_validator("database")
+    @classmethod
+    def _database_is_known(cls, value: str) -> str:
+        try:
+            if value:
+                parse_url(value)
+        except ConfigurationError as exc:
+            raise ValueError(exc.message) from None
         return value
 
     @field_validator("container_runtime")
@@ -359,7 +392,7 @@ def load(flags: dict[str, Any], config: Path | None = None) -> Settings:
 def load_as(kind: type[SettingsT], flags: dict[str, Any], config: Path | None) -> SettingsT:
     """Make settings of some kind, as :func:`load` does.
 
-    :raises ConfigurationError: naming each setting that is wrong and why.
+    :raises ConfigurationError: naming each setting that is wrong, where it comes from, and why.
     """
     if config is not None and not config.is_file():
         raise ConfigurationError(f"there is no configuration file {config}")
@@ -371,8 +404,18 @@ def load_as(kind: type[SettingsT], flags: dict[str, Any], config: Path | None) -
         for error in exc.errors():
             name = ".".join(str(part) for part in error["loc"])
             message = error["msg"].removeprefix("Value error, ")
-            problems.append(f"setting {name}: {message}" if name else message)
-        raise ConfigurationError("; ".join(problems)) from exc
+            problems.append(f"setting {name}{_from(kind, error['loc'], flags, config)}: {message}" if name else message)
+        raise SettingsInvalid(problems) from exc
+    except SettingsError as exc:  # A list or table in the environment that is not JSON.
+        wrong = [name for name in kind.model_fields if f'"{name}"' in str(exc)]
+        name = wrong[0] if wrong else ""
+        where = f"setting {name} (from {variable_of(kind, name)})" if name else "a setting in the environment"
+        raise ConfigurationError(f"{where}: lists and tables are written in JSON there") from exc
     except ValueError as exc:  # A TOML file that does not parse.
         raise ConfigurationError(f"configuration file {config}: {exc}") from exc
     return made
+
+
+def _from(kind: type[FileSettings], location: Sequence[int | str], flags: dict[str, Any], config: Path | None) -> str:
+    found = origin(kind, str(location[0]), flags, config)
+    return "" if found == "default" else f" (from {found})"

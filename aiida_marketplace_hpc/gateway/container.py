@@ -10,7 +10,8 @@ from typing import Any
 import jinja2
 
 from aiida_marketplace_hpc.errors import ConfigurationError, InvalidRequest
-from aiida_marketplace_hpc.gateway.config import SLURM_WORD, Settings
+from aiida_marketplace_hpc.gateway.config import Settings
+from aiida_marketplace_hpc.gateway.policy import SLURM_WORD
 from aiida_marketplace_hpc.protocol import CREATE_FIELDS_PUBLISHED
 
 _TEMPLATE = Path(__file__).with_name("container.sh.j2")

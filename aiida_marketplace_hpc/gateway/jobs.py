@@ -26,9 +26,12 @@ from aiida_marketplace_hpc.errors import (
     SubmissionRefused,
 )
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError
+from aiida_marketplace_hpc.gateway.databases import is_storable
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Ledger, automatic_key, new_id, utc_now
+from aiida_marketplace_hpc.gateway.maintenance import Maintenance
 from aiida_marketplace_hpc.gateway.metrics import Metrics
+from aiida_marketplace_hpc.gateway.policy import Policy
 from aiida_marketplace_hpc.gateway.reconcile import Step, next_step
 from aiida_marketplace_hpc.gateway.schema import Job, User
 from aiida_marketplace_hpc.gateway.submission import Submissions, read_script
@@ -49,6 +52,8 @@ class Jobs:
 
     :param files_of: what a user can do with files; scripts are read with it, never around it.
     :param username_of: see :class:`~aiida_marketplace_hpc.gateway.survey.Survey`.
+    :param maintenance: whether anything is submitted now.
+    :param policy: what the site wants of job scripts.
     :param patience: seconds that a launch or a cancellation waits for the scheduler's word; what is wanted is carried out
         without it.
     :param retry_interval: seconds between attempts while the scheduler takes no jobs.
@@ -64,6 +69,8 @@ class Jobs:
         files_of: Callable[[User], Files],
         username_of: Callable[[str, str], str | None],
         *,
+        maintenance: Maintenance | None = None,
+        policy: Policy | None = None,
         machine: str = "",
         most: int = 0,
         patience: float = 10.0,
@@ -75,6 +82,7 @@ class Jobs:
         self._backend = backend
         self._watch = watch
         self._files_of = files_of
+        self._maintenance = maintenance or Maintenance(ledger)
         self._machine = machine
         self._most = most
         self._patience = patience
@@ -84,7 +92,14 @@ class Jobs:
         """When the scheduler last took the cancellation of a job that has not ended yet."""
         retry = timedelta(seconds=retry_interval)
         self._submissions = Submissions(
-            ledger, backend, files_of, retry_interval=retry, now=now, metrics=metrics or Metrics()
+            ledger,
+            backend,
+            files_of,
+            self._maintenance,
+            policy or Policy(),
+            retry_interval=retry,
+            now=now,
+            metrics=metrics or Metrics(),
         )
         watch.follow_guard = self._submissions.follow_guard
         self._survey = Survey(ledger, backend, self._submissions, username_of, machine=machine, now=now)
@@ -124,6 +139,7 @@ class Jobs:
             raise InvalidRequest("the folder and the script of a job need names in UTF-8") from None
         _, digest = read_script(files, folder, script)
         if key is not None:
+            _check_key(key)
             key = f"key:{key}"
             if len(key) > 128:
                 raise InvalidRequest("a key has at most 124 characters")
@@ -150,6 +166,8 @@ class Jobs:
         :param key: the same key with the same script is the same job.
         :raises Busy: if it would be one job too many.
         """
+        if key is not None:
+            _check_key(key)
         jobid = new_id()
         unique = f"id:{jobid}" if key is None else f"new:{hashlib.sha256(key.encode() + bytes(1) + text).hexdigest()}"
         if existing := self._ledger.find_by_key(user.id, unique):
@@ -210,8 +228,10 @@ class Jobs:
             if job.script_digest not in (None, digest) and not job.key.startswith("id:"):
                 raise Conflict(f"{job.folder}/{job.script} was changed since job {job.id} was created: create it again")
             # What the scheduler holds comes first: the job may be among it, if the ledger was lost.
-            ready = self._survey.wait(self._patience)
-            intended = self._submissions.intend(job, digest, at_once=ready)
+            notice = self._maintenance.notice()
+            ready = notice is None and self._survey.wait(self._patience)
+            why = "waits until the scheduler has said which jobs there are" if notice is None else notice.text
+            intended = self._submissions.intend(job, digest, at_once=ready, message=None if ready else why)
             if intended is not None and ready:
                 self._submissions.begin(intended, text)
         self._submissions.wait(job.id, self._patience)
@@ -346,6 +366,7 @@ class Jobs:
 
     def reconcile(self) -> None:
         """Take each unconfirmed submission and each open cancellation one step further; called again and again."""
+        self._maintenance.notice()
         self._watch.refresh()
         if self._watch.queue is not None:
             try:
@@ -362,6 +383,11 @@ class Jobs:
                     self._submissions.advance(job)
             except (BackendError, GatewayError) as exc:
                 logger.warning("job %s could not be taken further: %s", job.id, exc)
+
+
+def _check_key(key: str) -> None:
+    if not is_storable(key):
+        raise InvalidRequest("a key has characters of Unicode, and no zero byte")
 
 
 def _iso(moment: datetime | None) -> str | None:

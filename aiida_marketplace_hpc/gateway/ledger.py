@@ -13,13 +13,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
-    Engine,
+    Connection,
     and_,
-    create_engine,
-    event,
     func,
     or_,
     select,
@@ -28,9 +26,14 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.auth import Identity
+from aiida_marketplace_hpc.gateway.databases import answering, is_storable, lock_for_migration, make_engine
 from aiida_marketplace_hpc.gateway.schema import Job, User
 from aiida_marketplace_hpc.protocol import JobState
+
+if TYPE_CHECKING:
+    from alembic.script import ScriptDirectory
 
 
 def new_id() -> str:
@@ -61,33 +64,62 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = _engine(url)
+        self.engine = make_engine(url)
 
     def close(self) -> None:
         """Give the connections back."""
         self.engine.dispose()
 
     def migrate(self, revision: str = "head") -> None:
-        """Bring the database to this version's schema, or up to an older one; may be repeated."""
+        """Bring the database to this version's schema, or up to an older one. May be repeated, by several at once.
+
+        :raises ConfigurationError: if it was made by a newer version.
+        :raises Unavailable: if the database does not answer; then nothing was changed.
+        """
         from alembic import command
         from alembic.config import Config
 
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-        with self.engine.execution_options(writes=True).begin() as connection:
+        config.set_main_option("script_location", str(_MIGRATIONS))
+        with answering(), self.engine.execution_options(writes=True).begin() as connection:
+            lock_for_migration(connection)
             config.attributes["connection"] = connection
+            _require_known(_revision(connection))
             command.upgrade(config, revision)
+
+    def check_version(self) -> None:
+        """Make sure that the database is not of a newer version than this one. Changes nothing.
+
+        :raises ConfigurationError: if it is.
+        :raises Unavailable: if the database does not answer.
+        """
+        _require_known(self.revision())
+
+    def revision(self) -> str | None:
+        """The revision of the schema that the database has; ``None``: none yet.
+
+        :raises Unavailable: if the database does not answer.
+        """
+        with answering(), self.engine.connect() as connection:
+            return _revision(connection)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A session to look with; rows stay usable afterwards."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        """A session to look with; rows stay usable afterwards.
+
+        :raises Unavailable: if the database does not answer.
+        """
+        with answering(), Session(self.engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A session that commits at its end, or leaves everything as it was."""
-        with Session(self.engine.execution_options(writes=True), expire_on_commit=False) as session, session.begin():
+        """A session that commits at its end, or leaves everything as it was.
+
+        :raises Unavailable: if the database does not answer; if it was lost at the very end, all may have been committed.
+        """
+        writer = self.engine.execution_options(writes=True)
+        with answering(), Session(writer, expire_on_commit=False) as session, session.begin():
             yield session
 
     # Users
@@ -214,6 +246,8 @@ class Ledger:
 
     def get(self, jobid: str, user_id: str | None = None) -> Job | None:
         """The job of that id, if it is this user's (or anybody's, without ``user_id``)."""
+        if not is_storable(jobid):
+            return None
         query = select(Job).where(Job.id == jobid)
         if user_id is not None:
             query = query.where(Job.user_id == user_id)
@@ -224,7 +258,7 @@ class Ledger:
         """Those of the jobs that are this user's, by id."""
         found: dict[str, Job] = {}
         with self.reading() as session:
-            for part in _parts(list(jobids)):
+            for part in _parts([jobid for jobid in jobids if is_storable(jobid)]):
                 query = select(Job).where(Job.user_id == user_id, Job.id.in_(part))
                 found.update((job.id, job) for job in session.scalars(query))
         return found
@@ -333,7 +367,8 @@ class Ledger:
         """
         changed: list[str] = []
         with self.writing() as session:
-            for job, values in changes:
+            # In one order, whoever writes: two transactions that wait for each other's rows would never end.
+            for job, values in sorted(changes, key=lambda change: change[0].id):
                 given = dict(values)
                 if "state" in given:
                     given["state"] = JobState(given["state"]).value
@@ -346,6 +381,31 @@ class Ledger:
                 if session.execute(statement).rowcount:  # type: ignore[attr-defined]
                     changed.append(job.id)
         return changed
+
+
+def newest_revision() -> str:
+    """The revision of the schema that this version wants."""
+    return str(_scripts().get_current_head())
+
+
+def _scripts() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory(str(_MIGRATIONS))
+
+
+def _revision(connection: Connection) -> str | None:
+    from alembic.migration import MigrationContext
+
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _require_known(revision: str | None) -> None:
+    if revision is not None and revision not in {script.revision for script in _scripts().walk_revisions()}:
+        raise ConfigurationError(
+            f"the database has the schema {revision}, which this version (schema {newest_revision()}) does not know: it was "
+            "made by a newer one; upgrade this gateway"
+        )
 
 
 def new_names(base: str) -> Iterator[str]:
@@ -370,6 +430,7 @@ def _parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
         yield ids[start : start + 500]
 
 
+_MIGRATIONS = Path(__file__).with_name("migrations")
 _LOST = "lost"
 """The issuer of a user whom the ledger has lost; no identity has it."""
 
@@ -385,27 +446,3 @@ def folder_name(email: str) -> str:
     local = email.split("@", maxsplit=1)[0].replace(".", "_")
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", local).strip("-")[:48]
     return safe or "user"
-
-
-def _engine(url: str) -> Engine:
-    if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
-    path = url.partition(":///")[2]
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # Transactions begin where we say so, below, not where the driver guesses.
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Any) -> None:
-        # A transaction that will write takes the lock at once: one that upgrades from reading fails instead of waiting.
-        writes = connection.get_execution_options().get("writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -13,20 +13,38 @@ from aiida_marketplace_hpc.addresses import is_loopback
 from aiida_marketplace_hpc.client.routes import DirectRoute
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.config import FileSettings, load_as
+from aiida_marketplace_hpc.gateway.origins import Published
 from aiida_marketplace_hpc.gateway.relay_messages import queue_name
 
 _WHICH_BROKER = "set MARKETPLACE_HPC_RELAY_BROKER to the broker's address, such as amqps://NAME:PASSWORD@broker.example.org:5671/%2F"
 
 
+def _published_broker(host: str) -> str:
+    """The broker on the platform's host, as the published relay reached it: pika's defaults, without TLS."""
+    name = urlsplit(host if "//" in host else f"//{host}").hostname or ""
+    return f"amqp://guest:guest@{name}:5672/%2F"
+
+
 class RelaySettings(FileSettings):
     """Everything that can be set about a relay; the flags of ``gateway relay`` have the same names.
 
-    Read from flags, from the environment (``MARKETPLACE_HPC_RELAY_`` and the name in capitals) and from a TOML file with the
-    same keys; the first that says something wins.
+    Read from flags, from the environment (``MARKETPLACE_HPC_RELAY_`` and the name in capitals, else the published names) and
+    from a TOML file with the same keys; the first that says something wins.
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="MARKETPLACE_HPC_RELAY_", extra="forbid", frozen=True, hide_input_in_errors=True
+        env_prefix="MARKETPLACE_HPC_RELAY_",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("MP_HOST_URL", "broker", _published_broker),
+        Published("GATEWAY_CLIENT_ID", "client_id"),
+        Published("GATEWAY_CLIENT_SECRET", "client_secret"),
+        Published("HPCGATEWAY_URL", "gateway"),
     )
 
     broker: SecretStr = SecretStr("")

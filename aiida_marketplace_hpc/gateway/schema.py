@@ -37,6 +37,44 @@ class _UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=timezone.utc)
 
 
+_LARGEST = 2**31 - 1
+"""What an integer column of PostgreSQL holds."""
+
+
+class _Told(TypeDecorator[str]):
+    """What somebody or something else said, for people to read: cut to what fits, without what a database cannot hold.
+
+    PostgreSQL takes no zero byte and nothing longer than the column. One word of one job must not keep a whole transaction,
+    with the states of everybody's jobs, from being written.
+    """
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        if value is None:
+            return None
+        sound = value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+        return sound[: getattr(self.impl, "length", None)]
+
+
+class _ToldText(_Told):
+    """The same without a length."""
+
+    impl = Text
+    cache_ok = True
+
+
+class _Count(TypeDecorator[int]):
+    """A number that something else said; the greatest that a column holds (68 years, in s) stands for everything beyond."""
+
+    impl = Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Any) -> int | None:
+        return None if value is None else max(-_LARGEST, min(_LARGEST, value))
+
+
 LIVING = "state IN ('SUBMITTING', 'QUEUED', 'HELD', 'RUNNING', 'SUSPENDED')"
 """The condition, in SQL, for jobs that were launched and have not ended."""
 
@@ -55,7 +93,7 @@ class User(Base):
     issuer: Mapped[str] = mapped_column(String(255))
     subject: Mapped[str] = mapped_column(String(255))
     email: Mapped[str] = mapped_column(String(255))
-    name: Mapped[str] = mapped_column(String(255))
+    name: Mapped[str] = mapped_column(_Told(255))
     username: Mapped[str] = mapped_column(String(64), unique=True)
     """The name of this user's folder on the cluster: nobody else's."""
     created_at: Mapped[datetime] = mapped_column(_UtcDateTime)
@@ -72,6 +110,17 @@ class Invitation(Base):
     who: Mapped[str] = mapped_column(String(255), primary_key=True)
     """Their subject or e-mail address."""
     created_at: Mapped[datetime] = mapped_column(_UtcDateTime)
+
+
+class Drain(Base):
+    """One row while nothing new is submitted, none otherwise."""
+
+    __tablename__ = "drain"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    message: Mapped[str] = mapped_column(_ToldText)
+    """For users: why, and until when."""
+    since: Mapped[datetime] = mapped_column(_UtcDateTime)
 
 
 class Job(Base):
@@ -109,7 +158,7 @@ class Job(Base):
     created_at: Mapped[datetime] = mapped_column(_UtcDateTime)
 
     state: Mapped[str] = mapped_column(String(20))
-    message: Mapped[str | None] = mapped_column(Text)
+    message: Mapped[str | None] = mapped_column(_ToldText)
     """Why it is in this state, in the scheduler's words where it has some."""
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
 
@@ -127,20 +176,20 @@ class Job(Base):
     scheduler_id: Mapped[str | None] = mapped_column(String(64))
     duplicates: Mapped[list[str] | None] = mapped_column(JSON)
     """The scheduler's ids of second copies, which ended before user code."""
-    scheduler_state: Mapped[str | None] = mapped_column(String(64))
+    scheduler_state: Mapped[str | None] = mapped_column(_Told(64))
     observed_at: Mapped[datetime | None] = mapped_column(_UtcDateTime)
     """When the scheduler last said something about this job."""
-    reason: Mapped[str | None] = mapped_column(Text)
-    name: Mapped[str | None] = mapped_column(Text)
-    partition: Mapped[str | None] = mapped_column(String(255))
-    account: Mapped[str | None] = mapped_column(String(255))
-    nodes: Mapped[str | None] = mapped_column(Text)
-    exit_code: Mapped[int | None] = mapped_column(Integer)
-    signal: Mapped[int | None] = mapped_column(Integer)
+    reason: Mapped[str | None] = mapped_column(_ToldText)
+    name: Mapped[str | None] = mapped_column(_ToldText)
+    partition: Mapped[str | None] = mapped_column(_Told(255))
+    account: Mapped[str | None] = mapped_column(_Told(255))
+    nodes: Mapped[str | None] = mapped_column(_ToldText)
+    exit_code: Mapped[int | None] = mapped_column(_Count)
+    signal: Mapped[int | None] = mapped_column(_Count)
     submitted_at: Mapped[datetime | None] = mapped_column(_UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(_UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(_UtcDateTime)
-    time_limit: Mapped[int | None] = mapped_column(Integer)
+    time_limit: Mapped[int | None] = mapped_column(_Count)
     elapsed: Mapped[float | None] = mapped_column(Float)
     accounting: Mapped[dict[str, Any] | None] = mapped_column(JSON)
 

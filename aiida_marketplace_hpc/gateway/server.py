@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,16 +19,20 @@ from uvicorn.supervisors import ChangeReload
 
 import aiida_marketplace_hpc
 from aiida_marketplace_hpc.addresses import is_loopback
-from aiida_marketplace_hpc.errors import ConfigurationError
+from aiida_marketplace_hpc.errors import ConfigurationError, Unavailable
 from aiida_marketplace_hpc.gateway.account import SEPARATION, check_account
 from aiida_marketplace_hpc.gateway.app import create_app
 from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
 from aiida_marketplace_hpc.gateway.config import RootTemplate, Settings, load
 from aiida_marketplace_hpc.gateway.connections import KEEP_ALIVE, Connection
-from aiida_marketplace_hpc.gateway.service import Gateway
+from aiida_marketplace_hpc.gateway.databases import shown_url
+from aiida_marketplace_hpc.gateway.ledger import Ledger
+from aiida_marketplace_hpc.gateway.service import Gateway, make_backend
 
 logger = logging.getLogger(__name__)
 
+_DATABASE_PATIENCE = 30.0
+"""Seconds that the database may take to come up, for instance when the whole machine starts."""
 _GRACE = 10
 """Seconds that requests under way get when the server is asked to stop."""
 
@@ -72,8 +77,9 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
             f"the state folder {state} cannot be written ({exc.strerror}): give --state DIR"
         ) from exc
     for root in settings.roots:
-        _check_root(root)
-    _check_tls(settings)
+        check_root(root)
+    check_tls(settings)
+    _prepare_database(settings)
     listener = _listen(settings.host, settings.port)
     for line in _welcome(settings, issuer):
         logger.info("%s", line)
@@ -131,10 +137,46 @@ def _log_to_stderr() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
-def _check_root(root: RootTemplate) -> None:
-    """Make sure that the part of a root which is the same for everybody is there."""
+def _prepare_database(settings: Settings) -> None:
+    """Bring the database up to date; one that is about to come up is waited for.
+
+    :raises ConfigurationError: if it does not answer for long, or is of a newer version.
+    """
+    ledger = Ledger(settings.database_url)
+    deadline = time.monotonic() + _DATABASE_PATIENCE
+    try:
+        while True:
+            try:
+                ledger.migrate()
+                return
+            except Unavailable as exc:
+                if time.monotonic() > deadline:
+                    raise ConfigurationError(
+                        f"the database {shown_url(settings.database_url)} does not answer, see above: check --database"
+                    ) from exc
+            time.sleep(1.0)
+    finally:
+        ledger.close()
+
+
+def check_backend(settings: Settings) -> None:
+    """Make sure that this version has the backend.
+
+    :raises ConfigurationError: if not.
+    """
+    make_backend(settings)
+
+
+def check_root(root: RootTemplate, *, make: bool = True) -> None:
+    """Make sure that the part of a root which is the same for everybody is there.
+
+    :param make: make it if it is not; else look whether it could be made.
+    :raises ConfigurationError: if it cannot be used.
+    """
     above, placeholder, _ = root.template.partition("{username}")
     folder = os.path.dirname(above) if placeholder else root.template
+    while not make and not root.read_only and not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
     try:
         if not root.read_only:
             os.makedirs(folder, exist_ok=True)
@@ -147,7 +189,7 @@ def _check_root(root: RootTemplate) -> None:
         raise ConfigurationError(f"the folder {folder} of the root {root.name} cannot be written by this account")
 
 
-def _check_tls(settings: Settings) -> None:
+def check_tls(settings: Settings) -> None:
     """Make sure that certificate and key can be used, and that the key is not everybody's."""
     if settings.certfile is None:
         return

@@ -25,6 +25,7 @@ from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.homes import Homes
 from aiida_marketplace_hpc.gateway.jobs import Jobs
 from aiida_marketplace_hpc.gateway.ledger import Ledger, utc_now
+from aiida_marketplace_hpc.gateway.maintenance import Maintenance
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.operations import Operations
 from aiida_marketplace_hpc.gateway.protection import LiveJobs
@@ -83,10 +84,11 @@ class Gateway:
         self.containers = ContainerScripts(settings)
         self.ledger = Ledger(settings.database_url)
         self.keep = Keep(unfinished=settings.keep_unfinished * 86400.0, size=settings.unfinished_limit * 1024**3)
-        self.backend = backend or _backend(settings)
+        self.backend = backend or make_backend(settings)
         self.homes = Homes(self.settings.roots)
         self.metrics = Metrics()
         self.metrics.count_jobs(self.ledger.count)
+        self.maintenance = Maintenance(self.ledger)
         interval = settings.poll_interval or _POLL_INTERVAL.get(self.backend.name, 2.0)
         self.watch = Watch(self.ledger, self.backend, interval, now=now, metrics=self.metrics)
         self.jobs = Jobs(
@@ -95,6 +97,8 @@ class Gateway:
             self.watch,
             self.files_of,
             self._username_of,
+            maintenance=self.maintenance,
+            policy=settings.policy,
             machine=settings.machine_name,
             most=settings.jobs_per_user,
             now=now,
@@ -189,7 +193,11 @@ class Gateway:
                 return
 
 
-def _backend(settings: Settings) -> Backend:
+def make_backend(settings: Settings) -> Backend:
+    """The backend that the settings name; it is not started.
+
+    :raises ConfigurationError: if this version has none of that name.
+    """
     if settings.backend == "local":
         from aiida_marketplace_hpc.gateway.backends.local import LocalBackend
 

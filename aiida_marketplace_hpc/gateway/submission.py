@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any
@@ -35,7 +36,9 @@ from aiida_marketplace_hpc.gateway.backends.base import (
 from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_SECOND_COPY, GUARD_PREFIX
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Ledger, owner_of
+from aiida_marketplace_hpc.gateway.maintenance import Maintenance
 from aiida_marketplace_hpc.gateway.metrics import Metrics
+from aiida_marketplace_hpc.gateway.policy import Policy
 from aiida_marketplace_hpc.gateway.reconcile import Step, next_step, proven_absent
 from aiida_marketplace_hpc.gateway.schema import Job, User
 from aiida_marketplace_hpc.protocol import JobState
@@ -56,6 +59,8 @@ class Submissions:
     """Submits what the ledger says is to be submitted.
 
     :param files_of: what a user can do with files; scripts are read with it, never around it.
+    :param maintenance: while there is one, nothing is submitted that was not under way before.
+    :param policy: what the site wants of job scripts.
     :param retry_interval: between attempts while the scheduler takes no jobs.
     :param now: the time, aware.
     """
@@ -65,6 +70,8 @@ class Submissions:
         ledger: Ledger,
         backend: Backend,
         files_of: Callable[[User], Files],
+        maintenance: Maintenance,
+        policy: Policy,
         *,
         retry_interval: timedelta,
         now: Callable[[], datetime],
@@ -73,6 +80,8 @@ class Submissions:
         self._ledger = ledger
         self._backend = backend
         self._files_of = files_of
+        self._maintenance = maintenance
+        self._policy = policy
         self._retry_interval = retry_interval
         self._now = now
         self._metrics = metrics
@@ -84,11 +93,12 @@ class Submissions:
         """Let submissions under way end, so that their outcome is recorded."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def intend(self, job: Job, digest: str, *, at_once: bool) -> Job | None:
+    def intend(self, job: Job, digest: str, *, at_once: bool, message: str | None = None) -> Job | None:
         """Write the intention to submit a job down.
 
         :param digest: of its script.
         :param at_once: :meth:`begin` follows; else :meth:`advance` is to submit it when it can.
+        :param message: why it waits.
         :returns: the job, or ``None`` if somebody else was faster.
         :raises Conflict: if another job lives in the folder by now.
         """
@@ -101,7 +111,7 @@ class Submissions:
             "lease_until": now + self._lease if at_once else now,
             "search_first": at_once,
             "cancel_requested": False,
-            "message": None if at_once else "waits until the scheduler has said which jobs there are",
+            "message": message,
         }
         try:
             return self._ledger.change(job, intention, take_over=True)
@@ -184,7 +194,7 @@ class Submissions:
         step = next_step(job, now)
         if step is Step.CANCEL:
             self.give_up(job)
-        elif step is Step.SUBMIT:
+        elif step is Step.SUBMIT and not self._waits_for_maintenance(job):
             self._resubmit(job)
         elif step is Step.LOOK:
             found = self._look(job)
@@ -192,7 +202,7 @@ class Submissions:
                 self._adopt(job, found)
             elif self.follow_guard(job):
                 return  # It has run, and the scheduler has forgotten it by now.
-            elif proven_absent(job, now, self._backend.settling_time):
+            elif proven_absent(job, now, self._backend.settling_time) and not self._waits_for_maintenance(job):
                 self._metrics.submission("absent")
                 logger.warning("job %s: its submission never happened", job.id)
                 if job.cancel_requested:
@@ -261,6 +271,7 @@ class Submissions:
             attempt=job.attempt,
         )
         try:
+            submission = replace(submission, options=self._policy.options(text))
             identifier = self._backend.submit(submission)
         except Refused as exc:
             self._metrics.submission("refused")
@@ -333,6 +344,15 @@ class Submissions:
         logger.warning("job %s: its submission was found again as %s", job.id, first.id)
         for other in others:
             self.end_copy(job, other.id)
+
+    def _waits_for_maintenance(self, job: Job) -> bool:
+        """Whether a job is not to be submitted now, though it could; it says so then."""
+        notice = self._maintenance.notice()
+        if notice is None or job.cancel_requested:
+            return False
+        if job.message != notice.text:
+            self._ledger.change(job, {"message": notice.text})
+        return True
 
     def _resubmit(self, job: Job) -> None:
         lease = {"lease_until": self._now() + self._lease, "search_first": True}

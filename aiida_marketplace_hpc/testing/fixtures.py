@@ -24,6 +24,7 @@ from aiida_marketplace_hpc.testing.machine import (
     RigError,
     is_root_on_debian,
 )
+from aiida_marketplace_hpc.testing.postgresql import PostgreSql
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 
 
@@ -78,6 +79,22 @@ def slurm_cluster(cluster_machine: Machine) -> Iterator[SlurmCluster]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(cluster_machine: Machine) -> Iterator[PostgreSql]:
+    """A real PostgreSQL on :func:`cluster_machine`; make databases in it. A test that kills one starts its own."""
+    try:
+        if is_root_on_debian():
+            install("postgresql")
+        server = PostgreSql(cluster_machine)
+        server.start()
+    except RigError as exc:
+        give_up(exc)
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 @pytest.fixture(scope="session")

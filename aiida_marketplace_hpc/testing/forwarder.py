@@ -116,7 +116,7 @@ class Forwarder:
             client.close()
             return
         try:
-            server = socket.create_connection(self._server, timeout=20)
+            server = self._reach()
         except OSError:
             reset_on_close(client)
             client.close()
@@ -137,6 +137,13 @@ class Forwarder:
             self._sockets -= {client, server}
         client.close()
         server.close()
+
+    def _reach(self) -> socket.socket:
+        """Connect to the server.
+
+        :raises OSError: if that fails.
+        """
+        return socket.create_connection(self._server, timeout=20)
 
     def count(self, way: Literal["up", "down"], size: int) -> None:
         """Note bytes that have come in."""

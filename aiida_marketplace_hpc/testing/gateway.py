@@ -63,6 +63,7 @@ class GatewayProcess:
     :param env: added to its environment, such as :attr:`SlurmCluster.env`.
     :param beside: another one that has been started: this one uses its state, with database and spool, its tokens, its
         provider and its homes, and is closed before it.
+    :param own_state: with ``beside``, have a state folder of its own all the same; the database is then for ``env`` to name.
     :param provider: accept the tokens of this provider instead of development tokens; :attr:`tokens` is empty.
     :param auth: how they are checked: ``oidc``, by the gateway, or ``marketplace``, by asking the provider.
     """
@@ -79,6 +80,7 @@ class GatewayProcess:
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         beside: GatewayProcess | None = None,
+        own_state: bool = False,
         provider: OidcProvider | None = None,
         auth: Literal["oidc", "marketplace"] = "oidc",
     ) -> None:
@@ -97,7 +99,7 @@ class GatewayProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._url = ""
-        self._beside = beside
+        self._shares_state_of = None if own_state else beside
         self.state = ""
         self._log_directory = Path()
 
@@ -125,6 +127,11 @@ class GatewayProcess:
         return next(iter(self.tokens.values()))
 
     @property
+    def command(self) -> Path:
+        """The installed command ``marketplace-hpc``."""
+        return Path(sys.executable).with_name("marketplace-hpc")
+
+    @property
     def pid(self) -> int:
         if self._process is None:
             raise RigError("the gateway has not been started")
@@ -149,20 +156,19 @@ class GatewayProcess:
         :param within: seconds.
         :raises RigError: with the end of its log, if it ends or does not listen in time.
         """
-        command = Path(sys.executable).with_name("marketplace-hpc")
-        if not command.exists():
+        if not self.command.exists():
             raise RigError(
-                f"{command} does not exist; install the package: {sys.executable} -m pip install -e '.[dev]'"
+                f"{self.command} does not exist; install the package: {sys.executable} -m pip install -e '.[dev]'"
             )
         if not self.state:
             self._log_directory = Path(tempfile.mkdtemp(prefix="mphpc-gateway-log-"))
-            shared = self._beside.state if self._beside else ""
+            shared = self._shares_state_of.state if self._shares_state_of else ""
             self.state = shared or self.machine.make_directory("gateway", user=self.user, mode=0o700)
             self._port = free_ports(1)[0]  # not 0: see there
         seen = len(self.log)
         with self._log_file.open("ab") as log:
             self._process = self.machine.popen(
-                [str(command), *self._arguments()],
+                [str(self.command), *self._arguments()],
                 user=self.user,
                 # Tokens among the arguments would be seen by everybody on the machine.
                 env={"PYTHONUNBUFFERED": "1", "MARKETPLACE_HPC_DEV_TOKEN": json.dumps(self.tokens), **self._env},
@@ -214,7 +220,7 @@ class GatewayProcess:
         self.resume()
         self.stop()
         if self.state:
-            if self._beside is None:
+            if self._shares_state_of is None:
                 self.machine.run(["rm", "-rf", self.state])
             shutil.rmtree(self._log_directory, ignore_errors=True)
         self.state = ""

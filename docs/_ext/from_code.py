@@ -273,7 +273,9 @@ class Settings(FromCode):
 
         flags = {option.name: option for option in serve.params}
         only_flags = {"config", "reload"}
-        fields = {name: field for name, field in Settings.model_fields.items() if name != "registration"}
+        fields = {
+            name: field for name, field in Settings.model_fields.items() if name not in ("registration", "policy")
+        }
         if set(flags) - only_flags != set(fields):
             raise ValueError(f"flags and settings differ: {set(flags) ^ set(fields) ^ only_flags}")
         prefix = Settings.model_config["env_prefix"]
@@ -286,6 +288,16 @@ class Settings(FromCode):
             facts.append(f"Environment: {code(prefix + name.upper())}. Key in the file: {code(name)}.")
             lines += [code(flags[name].opts[0]), f": {help} {' '.join(filter(None, facts))}", ""]
         return lines
+
+
+class Policy(FromCode):
+    """The keys of a site's policy, with what the code says about each."""
+
+    def lines(self) -> list[str]:
+        from aiida_marketplace_hpc.gateway.policy import Policy
+
+        docs = attribute_docs(Policy.__module__)
+        return table(["Key", "Meaning"], [[code(name), docs["Policy", name]] for name in Policy.model_fields])
 
 
 class RelaySettings(FromCode):
@@ -449,6 +461,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "job-fields": Fields,
         "error-table": Errors,
         "setting-table": Settings,
+        "policy-table": Policy,
         "relay-setting-table": RelaySettings,
         "auth-parameters": AuthParameters,
         "fixture-table": Fixtures,

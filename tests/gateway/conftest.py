@@ -33,11 +33,12 @@ def clock(later: list[timedelta]) -> Callable[[], datetime]:
 
 
 @pytest.fixture
-def gateway(tmp_path: Path, backend: FakeBackend, clock: Callable[[], datetime]) -> Iterator[Gateway]:
+def gateway(tmp_path: Path, database: str, backend: FakeBackend, clock: Callable[[], datetime]) -> Iterator[Gateway]:
     """A gateway whose background does not run: a test calls ``reconcile`` when it wants it."""
     settings = load(
         {
             "state": tmp_path / "state",
+            "database": database,
             "home": str(tmp_path / "home" / "{username}"),
             "dev_token": TOKENS,
             "poll_interval": 1e-9,

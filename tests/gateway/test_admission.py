@@ -23,6 +23,8 @@ from aiida_marketplace_hpc.gateway.homes import Homes
 from aiida_marketplace_hpc.gateway.ledger import Ledger
 from aiida_marketplace_hpc.gateway.members import Members
 
+pytestmark = pytest.mark.databases
+
 ISSUER = "https://login.example.org/realms/lab"
 OIDC = {"auth": "oidc", "issuer": ISSUER, "audience": ["hpc"]}
 
@@ -38,8 +40,8 @@ Make = Callable[..., Admission]
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+def ledger(database: str) -> Iterator[Ledger]:
+    ledger = Ledger(database)
     ledger.migrate()
     yield ledger
     ledger.close()
@@ -334,3 +336,12 @@ def test_nobody_is_given_somebody_elses_home(admission: Make, tmp_path: Path, le
 def test_two_ways_to_name_homes_are_one_too_many(admission: Make) -> None:
     with pytest.raises(ConfigurationError, match="home_claim and home_command"):
         admission(home_claim="a", home_command=["b"])
+
+
+@pytest.mark.parametrize("odd", ["x" * 256, "a\0b", "\ud800"])
+def test_who_cannot_be_written_down_is_refused_and_never_cut_short(admission: Make, ledger: Ledger, odd: str) -> None:
+    gate = admission()
+    for identity in (somebody(odd), somebody("a", email=f"{odd}@example.org")):
+        with pytest.raises(Forbidden, match="characters"):
+            gate.user_of(identity)
+    assert ledger.users() == []

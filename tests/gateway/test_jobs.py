@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aiida_marketplace_hpc.errors import Conflict, NotFound, SubmissionRefused
+from aiida_marketplace_hpc.errors import Conflict, InvalidRequest, NotFound, SubmissionRefused
 from aiida_marketplace_hpc.gateway.auth import Identity
 from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, Submission, Unknown
 from aiida_marketplace_hpc.gateway.schema import Job, User
@@ -17,6 +17,8 @@ from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.gateway.submission import GATEWAY, guard_of
 from aiida_marketplace_hpc.protocol import JobState
 from aiida_marketplace_hpc.testing.backend import FakeBackend
+
+pytestmark = pytest.mark.databases
 
 
 def launch(gateway: Gateway, user: User, folder: str, **options: str) -> Job:
@@ -457,3 +459,11 @@ def test_a_script_changed_while_the_job_waited_is_not_run(
     assert refused.job_state is JobState.REFUSED
     assert "was changed" in (refused.message or "")
     assert backend.submissions == []
+
+
+@pytest.mark.parametrize("odd", ["a\0b", "\ud800"])
+def test_keys_that_no_database_can_hold_are_refused(gateway: Gateway, alice: User, folder: str, odd: str) -> None:
+    with pytest.raises(InvalidRequest, match="key"):
+        gateway.jobs.create_in_folder(alice, folder, "run.sh", key=odd)
+    with pytest.raises(InvalidRequest, match="key"):
+        gateway.jobs.create_with_script(alice, folder, b"", key=odd)

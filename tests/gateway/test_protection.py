@@ -30,6 +30,8 @@ from aiida_marketplace_hpc.gateway.transfers import Transfers
 from aiida_marketplace_hpc.protocol import JobState
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 
+pytestmark = pytest.mark.databases
+
 SCRIPT = b"#!/bin/sh\necho done\n"
 OTHER = b"#!/bin/sh\necho something else\n"
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +18,8 @@ from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.gateway.submission import guard_of
 from aiida_marketplace_hpc.protocol import JobState
 from aiida_marketplace_hpc.testing.backend import FakeBackend
+
+pytestmark = pytest.mark.databases
 
 ALICE = Identity("dev", "alice", "alice@example.org", "Alice")
 
@@ -201,17 +201,17 @@ def test_a_forged_guard_gives_nobody_somebody_elses_job(
 
 
 def test_a_row_that_is_behind_learns_that_its_job_lives(
-    gateway: Gateway, backend: FakeBackend, alice: User, folder: str, clock: Callable[[], datetime], tmp_path: Path
+    gateway: Gateway,
+    backend: FakeBackend,
+    alice: User,
+    folder: str,
+    clock: Callable[[], datetime],
+    copied: Callable[[str], str],
 ) -> None:
     job = gateway.jobs.create_in_folder(alice, folder, "run.sh")
-    backup = tmp_path / "backup.sqlite"
-    with (
-        closing(sqlite3.connect(gateway.settings.state / "ledger.sqlite")) as now,
-        closing(sqlite3.connect(backup)) as then,
-    ):
-        now.backup(then)
+    backup = copied(gateway.settings.database_url)
     gateway.jobs.launch(alice, job)
-    settings = gateway.settings.model_copy(update={"database": f"sqlite:///{backup}"})
+    settings = gateway.settings.model_copy(update={"database": backup})
     restored = Gateway(settings, backend, now=clock)
     try:
         assert restored.jobs.get(alice, job.id).job_state is JobState.CREATED

@@ -18,7 +18,7 @@ from aiida_marketplace_hpc.client.auth import StaticToken
 from aiida_marketplace_hpc.client.transfer import get, put_file
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.config import load
-from aiida_marketplace_hpc.gateway.server import _check_tls, _welcome
+from aiida_marketplace_hpc.gateway.server import _welcome, check_tls
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 from aiida_marketplace_hpc.testing.machine import NotPossibleHere, free_ports, wait_until
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
@@ -94,13 +94,13 @@ def test_what_makes_no_sense_is_named(settings: dict[str, Any], named: str) -> N
 def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path, certificate: Path) -> None:
     def refused(certfile: Path, keyfile: Path | None = None) -> str:
         with pytest.raises(ConfigurationError) as raised:
-            _check_tls(load({"dev_token": TOKENS, "certfile": certfile, "keyfile": keyfile}))
+            check_tls(load({"dev_token": TOKENS, "certfile": certfile, "keyfile": keyfile}))
         return raised.value.message
 
     certificate.chmod(0o644)
     assert refused(certificate).endswith(f"chmod 600 {certificate}")
     certificate.chmod(0o640)  # A group that may read keys is the operator's choice.
-    _check_tls(load({"dev_token": TOKENS, "certfile": certificate}))
+    check_tls(load({"dev_token": TOKENS, "certfile": certificate}))
     assert "/no/such.pem cannot be used: No such file" in refused(Path("/no/such.pem"))
     key = tmp_path / "key.pem"
     key.touch(0o600)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from aiida_marketplace_hpc.testing.postgresql import PostgreSql
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
+from tests.conftest import DATABASES
 from tests.guarantees.replicas import Sites
 
 
@@ -15,9 +17,13 @@ def home(transport: MarketplaceHpcTransport) -> str:
     return str(transport.normalize("."))
 
 
-@pytest.fixture(scope="session")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
+@pytest.fixture(scope="session", params=DATABASES)
+def sites(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
     """Makes sites on which gateways are killed and frozen."""
-    sites = Sites(tmp_path_factory.mktemp("sites"))
+    database = ""
+    if request.param == "postgresql":
+        server: PostgreSql = request.getfixturevalue("postgresql_server")
+        database = server.url(server.create())
+    sites = Sites(tmp_path_factory.mktemp("sites"), database)
     yield sites
     sites.close()

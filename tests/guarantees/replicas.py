@@ -92,16 +92,24 @@ class Site:
 
 
 class Sites:
-    """Sites one after the other, on one database that is emptied in between: to make one takes more time than to use it."""
+    """Sites one after the other, on one database that is emptied in between: to make one takes more time than to use it.
 
-    def __init__(self, place: Path) -> None:
+    :param database: its address; by default one of SQLite.
+    """
+
+    def __init__(self, place: Path, database: str = "") -> None:
         self._place = place
-        self._settings = load(
-            {"state": place / "state", "home": str(place / "home" / "{username}"), "dev_token": TOKENS}
-        )
+        home = str(place / "home" / "{username}")
+        self._settings = load({"state": place / "state", "home": home, "dev_token": TOKENS, "database": database})
         self._ledger = Ledger(self._settings.database_url)
-        event.listen(self._ledger.engine, "connect", _without_disk)
+        if self.database == "sqlite":
+            event.listen(self._ledger.engine, "connect", _without_disk)
         self._ledger.migrate()
+
+    @property
+    def database(self) -> str:
+        """What kind of database it is: ``sqlite`` or ``postgresql``."""
+        return self._ledger.engine.dialect.name
 
     def close(self) -> None:
         self._ledger.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from aiida_marketplace_hpc.client import transfer
 from aiida_marketplace_hpc.client.gateway import HpcGateway
@@ -73,10 +74,20 @@ def pair_on(gateway_factory: Callable[..., GatewayProcess], tmp_path: Path) -> I
         yield start
 
 
-@pytest.mark.parametrize("backend", ["local", pytest.param("slurm", marks=pytest.mark.services)])
-def test_whoever_is_asked_and_frozen_a_job_runs_once(pair_on: Callable[..., Pair], backend: str) -> None:
-    pair = pair_on(backend=backend)
-    folders = [pair.prepare(f"two-gateways-{backend}-{number}", number) for number in range(JOBS)]
+@pytest.mark.parametrize(
+    ("backend", "database"),
+    [
+        ("local", "sqlite"),
+        pytest.param("slurm", "sqlite", marks=pytest.mark.services),
+        pytest.param("local", "postgresql", marks=pytest.mark.services),
+    ],
+    indirect=["database"],
+)
+def test_whoever_is_asked_and_frozen_a_job_runs_once(pair_on: Callable[..., Pair], backend: str, database: str) -> None:
+    kind = make_url(database).get_backend_name()
+    # SQLite's file is in the state folder, where the gateway's account gets to it.
+    pair = pair_on(backend=backend, env={"MARKETPLACE_HPC_DATABASE": database} if kind == "postgresql" else {})
+    folders = [pair.prepare(f"two-gateways-{backend}-{kind}-{number}", number) for number in range(JOBS)]
     answers: list[list[str]] = [[] for _ in folders]
     problems: list[Exception] = []
     start = threading.Barrier(4)

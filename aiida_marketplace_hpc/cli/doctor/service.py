@@ -8,11 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.cli.doctor.checks import Checks
 from aiida_marketplace_hpc.cli.doctor.identity import accepted
-from aiida_marketplace_hpc.errors import ConfigurationError, IntegrityError, NotSupported, Unavailable
-from aiida_marketplace_hpc.protocol import API_VERSION
+from aiida_marketplace_hpc.errors import IntegrityError, Unavailable
 
 if TYPE_CHECKING:
     from aiida_marketplace_hpc.client.gateway import HpcGateway, Root
@@ -33,13 +31,6 @@ def check(gateway: HpcGateway, checks: Checks) -> None:
 
 
 def _gateway(info: dict[str, Any]) -> str:
-    api, oldest = str(info.get("api_version", "")), str(info.get("oldest_client", "0"))
-    if _numbers(__version__) < _numbers(oldest):
-        raise ConfigurationError(
-            f"the gateway serves clients from version {oldest} on, this is {__version__}: upgrade it"
-        )
-    if api.partition(".")[0] != API_VERSION.partition(".")[0]:
-        raise NotSupported(f"the gateway speaks version {api} of the protocol, this client {API_VERSION}")
     machines = ", ".join(_machine(machine) for machine in info.get("machines", ()))
     shared = "; jobs of all its users run under one account" if info.get("account_mode") == "shared" else ""
     return f"{info.get('name')} {info.get('version')}, {machines or 'no machine'}{shared}"
@@ -77,13 +68,17 @@ def _try(gateway: HpcGateway, root: Root) -> str:
 
 def _scheduler(gateway: HpcGateway) -> str:
     jobs = gateway.active_jobs()  # For which the gateway asks the scheduler.
-    problems = [
-        machine["problem"] for machine in gateway.info(refresh=True).get("machines", ()) if machine.get("problem")
-    ]
+    info = gateway.info(refresh=True)
+    problems = [machine["problem"] for machine in info.get("machines", ()) if machine.get("problem")]
     if problems:
         raise Unavailable(
             f"the scheduler does not answer the gateway ({problems[0]}): jobs keep the state that was last known, and "
             "new ones wait; tell the gateway's operator if it stays so"
+        )
+    if info.get("draining"):
+        raise Unavailable(
+            f"the gateway is being maintained ({info.get('notice') or 'no more is said'}): jobs that you submit wait there "
+            "until it is over, those that were submitted go on"
         )
     ages = [job["age"] for job in jobs if job.get("age") is not None]
     if ages and max(ages) > _OLD:
@@ -92,7 +87,3 @@ def _scheduler(gateway: HpcGateway) -> str:
             "tell the gateway's operator if it stays so"
         )
     return f"{len(jobs)} active jobs" + (f", seen {max(ages):.0f} s ago" if ages else "")
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(part) if part.isdecimal() else 0 for part in version.split(".")]

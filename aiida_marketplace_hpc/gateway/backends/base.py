@@ -53,6 +53,8 @@ class Submission:
     :param comment: added where the batch system keeps one and the script sets none.
     :param client_ref: the caller's own reference, such as the UUID of an AiiDA node.
     :param owner: tells users apart without naming them.
+    :param options: what the batch system is to be told beside the script, which names none of them: the site's defaults, by
+        the long names of sbatch's options without dashes.
     :param attempt: the first, or a later one after a refusal; each has its own guard.
     """
 
@@ -66,6 +68,7 @@ class Submission:
     client_ref: str | None = None
     owner: str = ""
     attempt: int = 1
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

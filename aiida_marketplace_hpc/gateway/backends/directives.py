@@ -31,7 +31,9 @@ _FLAG_NAMES = """
 """
 _REQUIRED = frozenset(_VALUE_NAMES.split())
 _ALIASES = {"tasks-per-node": "ntasks-per-node", "cluster": "clusters", "share": "oversubscribe"}
-_NAMES = _REQUIRED | _OPTIONAL | frozenset(_FLAG_NAMES.split()) | _ALIASES.keys()
+OPTION_NAMES = _REQUIRED | _OPTIONAL | frozenset(_FLAG_NAMES.split())
+"""The long names of sbatch's options, without dashes."""
+_NAMES = OPTION_NAMES | _ALIASES.keys()
 
 _SHORT = {
     "A": "account",

@@ -55,6 +55,7 @@ def read_request(submission: Submission, partitions: Sequence[str]) -> Request:
     """
     try:
         directives = parse_directives(submission.script_text)
+        directives = replace(directives, options={**submission.options, **directives.options})
         time_limit = directives.time_limit
     except DirectiveError as error:
         raise Refused(str(error)) from error

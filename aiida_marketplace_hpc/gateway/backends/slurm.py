@@ -153,6 +153,7 @@ class SlurmBackend(Backend):
             directives,
             name=posixpath.basename(submission.script),
             comment=submission.comment,
+            defaults=submission.options,
         )
         try:
             answer = self._run(

@@ -41,12 +41,15 @@ def draw_separator() -> str:
 # --- sbatch ----------------------------------------------------------------------------------------------------------
 
 
-def sbatch_arguments(folder: str, directives: Directives, *, name: str, comment: str) -> list[str]:
+def sbatch_arguments(
+    folder: str, directives: Directives, *, name: str, comment: str, defaults: Mapping[str, str] | None = None
+) -> list[str]:
     """Make the command that submits a script from standard input.
 
     :param folder: absolute path of the job's working directory; it overrules the script's.
     :param name: used where the script sets no name.
     :param comment: used where the script sets none.
+    :param defaults: further options that are used where the script sets none.
     """
     arguments = ["sbatch", "--parsable", f"--chdir={folder}"]
     options = directives.options
@@ -57,6 +60,7 @@ def sbatch_arguments(folder: str, directives: Directives, *, name: str, comment:
     if "open-mode" not in options:
         # Slurm empties the output files before the wrapper runs: a second copy would wipe out what the first one wrote.
         arguments.append("--open-mode=append")
+    arguments += [f"--{option}={value}" for option, value in (defaults or {}).items() if option not in options]
     return arguments
 
 

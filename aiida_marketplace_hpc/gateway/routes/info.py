@@ -9,6 +9,7 @@ from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.bundle import PART
 from aiida_marketplace_hpc.gateway.account import SEPARATION
 from aiida_marketplace_hpc.gateway.config import MAX_JSON, MIB
+from aiida_marketplace_hpc.gateway.maintenance import Notice
 from aiida_marketplace_hpc.gateway.roots import Root
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
 from aiida_marketplace_hpc.gateway.submission import MAX_SCRIPT
@@ -17,7 +18,11 @@ from aiida_marketplace_hpc.protocol import API_VERSION, EXTENSIONS, MAX_JOBIDS, 
 
 def heartbeat(call: Call) -> Answer:
     """Answer; the text is the published one."""
-    return {"message": "HPC-gateway-App : application running."}
+    return {"message": "HPC-gateway-App : application running.", **_maintenance(call.gateway.maintenance.known)}
+
+
+def _maintenance(notice: Notice | None) -> dict[str, Any]:
+    return {"draining": notice is not None, "notice": None if notice is None else notice.message}
 
 
 def create_user(call: Call) -> Answer:
@@ -48,6 +53,8 @@ def get_info(call: Call) -> Answer:
         "oldest_client": OLDEST_CLIENT,
         "extensions": list(EXTENSIONS),
         "machines": [machine],
+        **_maintenance(call.gateway.maintenance.notice()),
+        "policy": settings.policy.model_dump(mode="json"),
         "account_mode": settings.account_mode,
         "account_note": SEPARATION[settings.account_mode],
         "auth": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aiida_marketplace_hpc.errors import InvalidRequest
+from aiida_marketplace_hpc.gateway.databases import is_storable
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, flag, text
 from aiida_marketplace_hpc.gateway.routes.files import published_listing
 from aiida_marketplace_hpc.protocol import CREATE_FIELDS_ADDED, CREATE_FIELDS_PUBLISHED, JobState
@@ -25,7 +26,7 @@ def create(call: Call) -> Answer:
         if not (folder and script):
             raise InvalidRequest("a job of an existing folder needs both keys, folder and script")
         job = jobs.create_in_folder(
-            caller.user, folder, script, client_ref=_text(fields, "client_ref"), key=_text(fields, "key")
+            caller.user, folder, script, client_ref=_reference(fields), key=_text(fields, "key")
         )
     else:
         if fields.get("key") is not None:
@@ -94,3 +95,10 @@ def _text(fields: Any, name: str) -> str | None:
     if len(text(name, value)) > 4096:
         raise InvalidRequest(f"{name} is a text of at most 4096 characters")
     return str(value)
+
+
+def _reference(fields: Any) -> str | None:
+    value = _text(fields, "client_ref")
+    if value is not None and not (len(value) <= 255 and is_storable(value)):
+        raise InvalidRequest("client_ref is a text of at most 255 characters of Unicode")
+    return value
