@@ -470,6 +470,7 @@ JOB_FIELDS = (
     "script",
     "script_digest",
     "client_ref",
+    "request_id",
     "machine",
     "backend",
     "name",

@@ -72,6 +72,16 @@ gateway.add_command(relay)
     help="Append a JSON line for each request and operation.",
 )
 @click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    help="The program's own log, on standard error: for people, or a JSON object a line.  [default: text]",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="From which level on it says something.  [default: info]",
+)
+@click.option(
     "--metrics",
     is_flag=True,
     default=None,

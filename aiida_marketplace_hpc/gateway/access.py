@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aiida_marketplace_hpc.errors import Busy, GatewayError, ServerFault
+from aiida_marketplace_hpc.gateway import log as program_log
 from aiida_marketplace_hpc.protocol import CAPABILITIES, REQUEST_ID_HEADER
 
 logger = logging.getLogger(__name__)
@@ -60,10 +61,11 @@ class AccessLog:
 
     def write(self, line: dict[str, Any]) -> None:
         """Write one line; the time is put before it."""
-        text = json.dumps({"time": datetime.now(timezone.utc).isoformat(), **line})
+        line = {"time": datetime.now(timezone.utc).isoformat(), **line}
+        text = json.dumps(line)
         with self._lock:
             if self._file is None:
-                logger.info("%s", text)
+                logger.info("%s", text, extra={program_log.LINE: line})
                 return
             try:
                 self._append(self._file, text)
@@ -129,6 +131,7 @@ class Access:
         # Handlers add what they find out (user, capability) to this dictionary.
         noted: dict[str, Any] = scope.setdefault("state", {})
         noted["request_id"] = request_id
+        program_log.note(request_id=request_id)  # Each request is a task of its own.
         at_end = noted["at_end"] = ExitStack()
         noted["client"] = scope["client"][0] if scope.get("client") else None
         started = time.monotonic()

@@ -29,6 +29,7 @@ from aiida_marketplace_hpc.errors import (
     NotFound,
     ServerFault,
 )
+from aiida_marketplace_hpc.gateway import log as program_log
 from aiida_marketplace_hpc.gateway import streams
 from aiida_marketplace_hpc.gateway.access import Access, AccessLog, Json, error_response
 from aiida_marketplace_hpc.gateway.auth import bearer_token
@@ -120,6 +121,7 @@ def _endpoint(
 ) -> Callable[[Request], Awaitable[Response]]:
     handler = HANDLERS[capability.name]
     settings = gateway.settings
+    roots = {root.name for root in settings.roots}
 
     async def endpoint(request: Request) -> Response:
         request.state.capability = capability.name
@@ -130,9 +132,12 @@ def _endpoint(
                 known = gateway.known_caller(token)
                 caller = known if known is not None else await run_in_threadpool(gateway.caller, token)
                 request.state.user = caller.user.email
+                program_log.note(user=caller.user.email)
                 limits.admit(caller.user.id)
                 request.state.at_end.callback(limits.release, caller.user.id)
             parameters = parse_parameters(capability, request.path_params, _query(request))
+            if parameters.get("jobid") not in roots:
+                program_log.note(jobid=parameters.get("jobid"))
             async with AsyncExitStack() as resources:
                 fields = await _json(request) if capability.body == "json" else {}
                 body = await _file(request, settings, resources) if capability.body == "file" else None

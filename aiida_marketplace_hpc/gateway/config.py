@@ -20,6 +20,7 @@ from pydantic_settings import (
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.backends.directives import parse_duration
+from aiida_marketplace_hpc.gateway.log import LogFormat, LogLevel
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -210,6 +211,8 @@ class Settings(FileSettings):
     trusted_proxy: tuple[str, ...] = ()
     """Addresses and networks whose word is taken for who connects to them, and whether with TLS."""
     access_log: Path | None = None
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
     metrics: bool = False
     """Show figures for Prometheus at ``/metrics``, to everybody who reaches the gateway."""
     keep_unfinished: float = Field(default=3.0, ge=0.0)

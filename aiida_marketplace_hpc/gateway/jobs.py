@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import suppress
+from contextvars import copy_context
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -28,6 +29,7 @@ from aiida_marketplace_hpc.errors import (
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Ledger, automatic_key, new_id, utc_now
+from aiida_marketplace_hpc.gateway.log import about_job
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.reconcile import Step, next_step
 from aiida_marketplace_hpc.gateway.schema import Job, User
@@ -248,7 +250,7 @@ class Jobs:
             current = self._ledger.change(job, {"cancel_requested": True})
             job = self._ledger.get(job.id) or job  # It may have started, or ended, since it was read.
         with suppress(StillRunning):
-            self._threads.submit(self._carry_out, current).result(self._patience)
+            self._threads.submit(copy_context().run, self._carry_out, current).result(self._patience)
         return self._ledger.get(job.id) or current
 
     def _carry_out(self, job: Job) -> None:
@@ -317,6 +319,7 @@ class Jobs:
             "script": job.script,
             "script_digest": job.script_digest,
             "client_ref": job.client_ref,
+            "request_id": job.request_id,
             "machine": job.machine,
             "backend": job.backend,
             "name": job.name,
@@ -355,13 +358,14 @@ class Jobs:
         unsettled = self._ledger.unsettled()
         self._ending = {job.id: self._ending[job.id] for job in unsettled if job.id in self._ending}
         for job in unsettled:
-            try:
-                if job.job_state is not JobState.SUBMITTING:
-                    self._end_again(job)
-                elif self._survey.done:
-                    self._submissions.advance(job)
-            except (BackendError, GatewayError) as exc:
-                logger.warning("job %s could not be taken further: %s", job.id, exc)
+            with about_job(self._ledger, job):
+                try:
+                    if job.job_state is not JobState.SUBMITTING:
+                        self._end_again(job)
+                    elif self._survey.done:
+                        self._submissions.advance(job)
+                except (BackendError, GatewayError) as exc:
+                    logger.warning("job %s could not be taken further: %s", job.id, exc)
 
 
 def _iso(moment: datetime | None) -> str | None:

@@ -62,6 +62,7 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = _engine(url)
+        self._emails: dict[str, str] = {}
 
     def close(self) -> None:
         """Give the connections back."""
@@ -184,6 +185,15 @@ class Ledger:
         if user is None:
             raise KeyError(user_id)
         return user
+
+    def email_of(self, user_id: str) -> str | None:
+        """The address of a user, for the log: as it was when first asked for; ``None`` if it cannot be known now."""
+        if user_id not in self._emails:
+            try:
+                self._emails[user_id] = self.user(user_id).email
+            except Exception:  # noqa: BLE001 - of whom a line is about must keep nothing from being done.
+                return None
+        return self._emails[user_id]
 
     # Jobs
 

@@ -17,6 +17,8 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from aiida_marketplace_hpc.errors import Busy, InvalidRequest, Unavailable
@@ -189,7 +191,9 @@ class Operations:
             self._alive.add(running)
             if key is not None:
                 self._known[user][key] = running
-        threading.Thread(target=running.run, args=(work,), name="operations", daemon=True).start()
+        # What its lines in the log are about goes along.
+        run = partial(copy_context().run, running.run, work)
+        threading.Thread(target=run, name="operations", daemon=True).start()
         return running
 
     def find(self, user: str, key: str) -> Running | None:

@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import ssl
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from uvicorn.supervisors import ChangeReload
 import aiida_marketplace_hpc
 from aiida_marketplace_hpc.addresses import is_loopback
 from aiida_marketplace_hpc.errors import ConfigurationError
+from aiida_marketplace_hpc.gateway import log
 from aiida_marketplace_hpc.gateway.account import SEPARATION, check_account
 from aiida_marketplace_hpc.gateway.app import create_app
 from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
@@ -60,7 +60,7 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
     :param reload: start again in a new process whenever the code of this package changes.
     :raises ConfigurationError: if the address is taken, the state folder cannot be written, or a setting does not fit.
     """
-    _log_to_stderr()
+    _log_to_stderr(settings)
     check_account(settings)
     issuer = authenticator(settings).issuer
     state = settings.state.expanduser().absolute()
@@ -122,13 +122,13 @@ class _Reloaded:
         self._config = config
 
     def run(self, sockets: list[socket.socket] | None) -> None:
-        _log_to_stderr()
-        run(load(self._flags, self._config), sockets or [])
+        settings = load(self._flags, self._config)
+        _log_to_stderr(settings)
+        run(settings, sockets or [])
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+def _log_to_stderr(settings: Settings) -> None:
+    log.set_up(settings.log_format, settings.log_level, secrets=settings.dev_token.values())
 
 
 def _check_root(root: RootTemplate) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, Observation
 from aiida_marketplace_hpc.gateway.ledger import Ledger, utc_now
+from aiida_marketplace_hpc.gateway.log import about_job
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.reconcile import Evidence, about, changes, is_second_copy, needs_accounting
 from aiida_marketplace_hpc.gateway.schema import Job
@@ -120,6 +121,7 @@ class Watch:
         recorded = set(self._ledger.change_all(changed))
         for job, new in changed:
             if job.id in recorded and "state" in new:
-                logger.info("job %s (scheduler id %s): %s -> %s", job.id, job.scheduler_id, job.state, new["state"])
+                with about_job(self._ledger, job):
+                    logger.info("job %s (scheduler id %s): %s -> %s", job.id, job.scheduler_id, job.state, new["state"])
                 if JobState(new["state"]).final:
                     self._seen.pop(job.id, None)
