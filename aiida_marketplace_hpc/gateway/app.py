@@ -86,6 +86,7 @@ def create_app(gateway: Gateway) -> FastAPI:
             )
     for path, page in (("/", front_page), ("/docs", api_page)):
         app.add_api_route(path, _page(page(gateway.settings)))
+    app.add_api_route("/ready", _ready(gateway))
     if gateway.settings.metrics:
         app.add_api_route("/metrics", _metrics(gateway))
     return app
@@ -93,6 +94,16 @@ def create_app(gateway: Gateway) -> FastAPI:
 
 def _page(content: str) -> Callable[[], Response]:
     return lambda: HTMLResponse(content, headers={"Content-Security-Policy": POLICY})
+
+
+def _ready(gateway: Gateway) -> Callable[[Request], Awaitable[Response]]:
+    async def ready(request: Request) -> Response:
+        document = await gateway.readiness.document()
+        # For a balancer of several gateways: when the scheduler is down they are all as good as each other.
+        enough = _query(request).get("of") == "database" and document["database"] == "ok" and not document["stopping"]
+        return Json(document, status_code=200 if document["ready"] or enough else 503)
+
+    return ready
 
 
 def _metrics(gateway: Gateway) -> Callable[[], Response]:
@@ -142,7 +153,11 @@ def _endpoint(
                 fields = await _json(request) if capability.body == "json" else {}
                 body = await _file(request, settings, resources) if capability.body == "file" else None
                 call = Call(gateway, parameters, fields, caller, body, _operations_noted(request, log))
-                answer = await run_in_threadpool(_carried_out, handler, call)
+                if capability.name == "heartbeat":
+                    # It needs nothing, not even a thread: all of them may wait for a disk that hangs.
+                    answer = _carried_out(handler, call)
+                else:
+                    answer = await run_in_threadpool(_carried_out, handler, call)
                 if isinstance(answer, Later):
                     answer = await _awaited(answer)
             return answer if isinstance(answer, Response) else Json(answer)

@@ -91,6 +91,11 @@ class Ledger:
         with Session(self.engine.execution_options(writes=True), expire_on_commit=False) as session, session.begin():
             yield session
 
+    def look(self) -> None:
+        """Read something, whatever it is: the database is there and has the tables, or this raises."""
+        with self.reading() as session:
+            session.execute(select(Job.id).limit(1)).first()
+
     # Users
 
     def user_of(self, identity: Identity, names: Callable[[str, str], Iterable[str]] | None = None) -> User:

@@ -28,6 +28,7 @@ from aiida_marketplace_hpc.gateway.ledger import Ledger, utc_now
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.operations import Operations
 from aiida_marketplace_hpc.gateway.protection import LiveJobs
+from aiida_marketplace_hpc.gateway.readiness import Readiness
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
 from aiida_marketplace_hpc.gateway.schema import User
 from aiida_marketplace_hpc.gateway.transfers import Transfers
@@ -101,6 +102,7 @@ class Gateway:
             metrics=self.metrics,
         )
         self.operations = Operations()
+        self.readiness = Readiness(self.ledger, self.watch)
         self.authenticator = authenticator(settings)
         self.admission = Admission(settings, self.ledger, self.homes)
         self._callers: dict[str, tuple[float, Caller]] = {}

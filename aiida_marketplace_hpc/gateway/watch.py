@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 _IDLE = 15
 """Times the interval: how often the scheduler is asked while no job is known to live. One may, that came late."""
+_STUCK = 60.0
+"""Seconds that a round of questions may take: each of Slurm's commands is given up after 15, and few are needed."""
 
 
 class Watch:
@@ -71,6 +73,16 @@ class Watch:
         if job.observed_at is not None:
             return (self._now() - job.observed_at).total_seconds()
         return None
+
+    @property
+    def answer_age(self) -> float | None:
+        """Seconds since the scheduler last answered; ``None``: it has not yet."""
+        return None if self._answered is None else self._clock() - self._answered
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether nobody has asked the scheduler for so long that whoever is to do so must be stuck."""
+        return self.answer_age is not None and self.answer_age > _IDLE * self._interval + _STUCK
 
     def refresh(self) -> None:
         """Ask the scheduler, unless that was done within the interval; never raises, never takes long."""
