@@ -67,6 +67,12 @@ gateway.add_command(relay)
     help="A reverse proxy, or a network of them, whose X-Forwarded-For and -Proto are believed. May be repeated.",
 )
 @click.option(
+    "--stop-timeout",
+    type=int,
+    metavar="SECONDS",
+    help="How long requests and transfers under way go on when the gateway is asked to stop.  [default: 30]",
+)
+@click.option(
     "--access-log",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Append a JSON line for each request and operation.",

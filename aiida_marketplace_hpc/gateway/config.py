@@ -210,6 +210,8 @@ class Settings(FileSettings):
     keyfile: Path | None = None
     trusted_proxy: tuple[str, ...] = ()
     """Addresses and networks whose word is taken for who connects to them, and whether with TLS."""
+    stop_timeout: int = Field(default=30, ge=0)
+    """Seconds for which requests and transfers under way go on when the gateway is asked to stop."""
     access_log: Path | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"

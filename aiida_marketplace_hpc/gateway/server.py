@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -28,24 +29,45 @@ from aiida_marketplace_hpc.gateway.service import Gateway
 
 logger = logging.getLogger(__name__)
 
-_GRACE = 10
-"""Seconds that requests under way get when the server is asked to stop."""
+_UNWIND = 10
+"""Seconds that handlers have after their connections were cut: to notice, and to keep what has arrived."""
 
 
-class _Server(uvicorn.Server):
-    """Says where it listens when it does, and not before; ends long operations before it waits for requests to end."""
+class Server(uvicorn.Server):
+    """Serves a gateway, and stops in good order.
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
-        super().__init__(config)
+    Asked to stop, it takes no new connections and no new requests: whoever comes is refused before anything was sent, which
+    clients may repeat. Long operations end at their next step. Transfers and other requests under way go on for
+    ``stop_timeout`` seconds; then their connections are cut, which is to them what a broken line is: an upload keeps what
+    has arrived, and both sides know what is missing.
+
+    :param announce: print where it listens when it does, and not before.
+    """
+
+    def __init__(self, gateway: Gateway, *, announce: bool = True) -> None:
+        super().__init__(configuration(gateway))
         self._gateway = gateway
+        self._announce = announce
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gateway.readiness.stopping = True
         self._gateway.operations.stop()
-        await super().shutdown(sockets)
+        cut = asyncio.get_running_loop().call_later(self._gateway.settings.stop_timeout, self._cut)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut.cancel()
+
+    def _cut(self) -> None:
+        connections = list(self.server_state.connections)
+        if connections:
+            logger.warning("%d connections are cut after %d s", len(connections), self._gateway.settings.stop_timeout)
+        for connection in connections:
+            connection.transport.abort()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started and sockets:
+        if self._announce and self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             scheme = "https" if self._gateway.settings.certfile else "http"
@@ -91,7 +113,7 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
 def run(settings: Settings, sockets: list[socket.socket]) -> None:
     """Run the application on a socket that is listening already."""
     gateway = Gateway(settings)
-    _Server(configuration(gateway), gateway).run(sockets=sockets)
+    Server(gateway).run(sockets=sockets)
 
 
 def configuration(gateway: Gateway) -> uvicorn.Config:
@@ -108,7 +130,7 @@ def configuration(gateway: Gateway) -> uvicorn.Config:
         log_config=None,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=_GRACE,
+        timeout_graceful_shutdown=settings.stop_timeout + _UNWIND,
         lifespan="on",
         ws="none",
     )
