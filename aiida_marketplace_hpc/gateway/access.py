@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aiida_marketplace_hpc.errors import Busy, GatewayError, ServerFault
 from aiida_marketplace_hpc.gateway import log as program_log
+from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.protocol import CAPABILITIES, REQUEST_ID_HEADER
 
 logger = logging.getLogger(__name__)
@@ -118,9 +119,10 @@ def loggable(query: bytes) -> str:
 class Access:
     """ASGI middleware; the innermost of what is not the application itself."""
 
-    def __init__(self, app: ASGIApp, log: AccessLog) -> None:
+    def __init__(self, app: ASGIApp, log: AccessLog, metrics: Metrics) -> None:
         self._app = app
         self._log = log
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -143,6 +145,8 @@ class Access:
             if logged:
                 return
             logged = True
+            duration = time.monotonic() - started
+            self._metrics.request(noted.get("capability"), status, duration)
             self._log.write(
                 {
                     "request_id": request_id,
@@ -152,11 +156,17 @@ class Access:
                     "capability": noted.get("capability"),
                     "status": status,
                     "outcome": outcome,
-                    "duration": round(time.monotonic() - started, 6),
+                    "duration": round(duration, 6),
                     "user": noted.get("user"),
                     "client": noted["client"],
                 }
             )
+
+        async def receive_and_count() -> Message:
+            message = await receive()
+            if noted.get("capability") == "createDataset":
+                self._metrics.transferred("in", len(message.get("body", b"")))
+            return message
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -168,7 +178,9 @@ class Access:
                     headers.setdefault(name, value)
                 if scope["scheme"] == "https":
                     headers["Strict-Transport-Security"] = _HSTS
-            elif not message.get("more_body"):
+            elif noted.get("capability") == "getDataset" and status < 300:
+                self._metrics.transferred("out", len(message.get("body", b"")))
+            if message["type"] == "http.response.body" and not message.get("more_body"):
                 # Before the last byte: whoever has the whole answer finds its line in the log.
                 write_line(noted.get("outcome", "ok"))
             await send(message)
@@ -178,11 +190,12 @@ class Access:
                 full = Busy("the gateway has as many connections as it takes: try again later", request_id=request_id)
                 answer = error_response(full)
                 noted["outcome"] = full.code
+                self._metrics.limit("connections")
                 answer.headers["Connection"] = "close"
                 await answer(scope, receive, send_with_headers)
             else:
                 with at_end:
-                    await self._app(scope, receive, send_with_headers)
+                    await self._app(scope, receive_and_count, send_with_headers)
         except Exception:
             logger.exception("request %s failed", request_id)
             if status:

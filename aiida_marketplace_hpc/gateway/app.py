@@ -24,10 +24,14 @@ from starlette.responses import Response
 
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import (
+    Forbidden,
     GatewayError,
     InvalidRequest,
     NotFound,
     ServerFault,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
 )
 from aiida_marketplace_hpc.gateway import log as program_log
 from aiida_marketplace_hpc.gateway import streams
@@ -36,11 +40,11 @@ from aiida_marketplace_hpc.gateway.auth import bearer_token
 from aiida_marketplace_hpc.gateway.config import MAX_JSON, MIB, Settings
 from aiida_marketplace_hpc.gateway.document import document
 from aiida_marketplace_hpc.gateway.limits import Limits
-from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE
+from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE, TRANSFERS
 from aiida_marketplace_hpc.gateway.pages import POLICY, api_page, front_page
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Note, Stream, parse_parameters
-from aiida_marketplace_hpc.gateway.service import Gateway
+from aiida_marketplace_hpc.gateway.service import Caller, Gateway
 from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability
 
 logger = logging.getLogger(__name__)
@@ -73,9 +77,13 @@ def create_app(gateway: Gateway) -> FastAPI:
     )
     described = document(gateway.settings)
     app.openapi = lambda: described  # type: ignore[method-assign]
-    app.add_middleware(Access, log=log)
+    app.add_middleware(Access, log=log, metrics=gateway.metrics)
     app.add_exception_handler(HTTPException, _http_error)
-    limits = Limits(at_once=gateway.settings.requests_at_once, per_second=gateway.settings.requests_per_second)
+    limits = Limits(
+        at_once=gateway.settings.requests_at_once,
+        per_second=gateway.settings.requests_per_second,
+        hit=gateway.metrics.limit,
+    )
     for capability in CAPABILITIES:
         paths = {capability.path, capability.path.rstrip("/")}
         for path in sorted(paths):
@@ -139,13 +147,13 @@ def _endpoint(
         try:
             caller = None
             if capability.authenticated:
-                token = bearer_token(request.headers.get("authorization"))
-                known = gateway.known_caller(token)
-                caller = known if known is not None else await run_in_threadpool(gateway.caller, token)
+                caller = await _caller(gateway, request)
                 request.state.user = caller.user.email
                 program_log.note(user=caller.user.email)
                 limits.admit(caller.user.id)
                 request.state.at_end.callback(limits.release, caller.user.id)
+            if (direction := TRANSFERS.get(capability.name)) is not None:
+                request.state.at_end.enter_context(gateway.metrics.transfer(direction))
             parameters = parse_parameters(capability, request.path_params, _query(request))
             if parameters.get("jobid") not in roots:
                 program_log.note(jobid=parameters.get("jobid"))
@@ -164,11 +172,34 @@ def _endpoint(
         except GatewayError as exc:
             exc.request_id = request.state.request_id
             request.state.outcome = exc.code
+            if isinstance(exc, TooLarge):
+                gateway.metrics.limit("size")
             if isinstance(exc, ServerFault):
                 logger.error("request %s: %s", request.state.request_id, exc)
             return error_response(exc)
 
     return endpoint
+
+
+async def _caller(gateway: Gateway, request: Request) -> Caller:
+    failures = gateway.metrics.token_failure
+    try:
+        token = bearer_token(request.headers.get("authorization"))
+    except Unauthorized:
+        failures("missing")
+        raise
+    try:
+        known = gateway.known_caller(token)
+        return known if known is not None else await run_in_threadpool(gateway.caller, token)
+    except Unauthorized:
+        failures("refused")
+        raise
+    except Forbidden:
+        failures("not_admitted")
+        raise
+    except Unavailable:
+        failures("unavailable")
+        raise
 
 
 def _operations_noted(request: Request, log: AccessLog) -> Note:

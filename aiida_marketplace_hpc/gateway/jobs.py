@@ -84,10 +84,9 @@ class Jobs:
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="cancel")
         self._ending: dict[str, datetime] = {}
         """When the scheduler last took the cancellation of a job that has not ended yet."""
+        self._metrics = metrics or Metrics()
         retry = timedelta(seconds=retry_interval)
-        self._submissions = Submissions(
-            ledger, backend, files_of, retry_interval=retry, now=now, metrics=metrics or Metrics()
-        )
+        self._submissions = Submissions(ledger, backend, files_of, retry_interval=retry, now=now, metrics=self._metrics)
         watch.follow_guard = self._submissions.follow_guard
         self._survey = Survey(ledger, backend, self._submissions, username_of, machine=machine, now=now)
 
@@ -173,6 +172,7 @@ class Jobs:
     def _require_room(self, user: User) -> None:
         """Count a user's jobs. (Several made at the same instant may each be the last one that has room.)"""
         if self._most and (living := self._ledger.count_living(user.id)) >= self._most:
+            self._metrics.limit("jobs_per_user")
             raise Busy(
                 f"{living} jobs of yours have not ended, which is the limit of this gateway: wait for some, or cancel those "
                 "that you never launched",
@@ -356,6 +356,7 @@ class Jobs:
             except BackendError as exc:
                 logger.warning("the scheduler's jobs could not be looked through: %s", exc)
         unsettled = self._ledger.unsettled()
+        self._metrics.unsettled(len(unsettled))
         self._ending = {job.id: self._ending[job.id] for job in unsettled if job.id in self._ending}
         for job in unsettled:
             with about_job(self._ledger, job):

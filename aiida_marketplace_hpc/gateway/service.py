@@ -101,7 +101,7 @@ class Gateway:
             now=now,
             metrics=self.metrics,
         )
-        self.operations = Operations()
+        self.operations = Operations(hit=self.metrics.limit)
         self.readiness = Readiness(self.ledger, self.watch)
         self.authenticator = authenticator(settings)
         self.admission = Admission(settings, self.ledger, self.homes)
@@ -184,7 +184,8 @@ class Gateway:
                 except Exception:
                     logger.exception("the sweep of unfinished uploads stumbled and goes on")
             try:
-                self.jobs.reconcile()
+                with self.metrics.round():
+                    self.jobs.reconcile()
             except Exception:
                 logger.exception("the reconciler stumbled and goes on")
             if self._stopping.wait(_RECONCILE_INTERVAL):

@@ -25,6 +25,7 @@ from aiida_marketplace_hpc.bundle import PART
 from aiida_marketplace_hpc.client.auth import StaticToken
 from aiida_marketplace_hpc.client.body import PartsBody
 from aiida_marketplace_hpc.client.files import RemoteDisk
+from aiida_marketplace_hpc.client.retry import RetryPolicy
 from aiida_marketplace_hpc.testing.machine import free_ports, wait_until
 
 COMMAND = [str(Path(sys.executable).with_name("marketplace-hpc")), "gateway", "serve", "--host", "127.0.0.1"]
@@ -120,7 +121,9 @@ class SlowUpload:
                     self._go.wait(0.5)
 
         monkeypatch.setattr(PartsBody, "__iter__", slowly)
-        self._client = HpcGateway(running.url, token_source=StaticToken(TOKEN))
+        # However long the gateway takes to come back.
+        retry = RetryPolicy(attempts=1000, budget=100, longest_delay=0.5)
+        self._client = HpcGateway(running.url, token_source=StaticToken(TOKEN), retry=retry)
         self._threads = ThreadPoolExecutor(1)
         self._call = self._threads.submit(RemoteDisk(self._client).putfile, source, running.home / name)
 
@@ -128,7 +131,7 @@ class SlowUpload:
         """Let it go on; it must succeed."""
         self._go.set()
         try:
-            self._call.result(60)
+            self._call.result(120)
         finally:
             self._threads.shutdown()
             self._client.close()
@@ -149,7 +152,7 @@ class SlowDownload:
             f"Authorization: Bearer {TOKEN}",
         ]
         self._connection.sendall("\r\n".join([*lines, "", ""]).encode())
-        self._received = b""
+        self._received = bytearray()
         while b"\r\n\r\n" not in self._received:
             self._received += self._connection.recv(1024)
 
@@ -161,7 +164,7 @@ class SlowDownload:
                     self._received += piece
             except ConnectionError:
                 pass
-        return self._received.partition(b"\r\n\r\n")[2]
+        return bytes(self._received.partition(b"\r\n\r\n")[2])
 
 
 def test_transfers_under_way_come_to_their_end_and_nobody_else_is_served(
