@@ -102,6 +102,12 @@ gateway.add_command(relay)
     metavar="GIB",
     help="How much uploads that broke off may take, in each root of a user.  [default: 100]",
 )
+@click.option(
+    "--keep-job-folders",
+    type=float,
+    metavar="DAYS",
+    help="How long after a job's end the folder is kept that the gateway made for it; 0: for ever.  [default: 0]",
+)
 @click.option("--request-limit", type=int, metavar="MIB", help="The largest body of one request.  [default: 65536]")
 @click.option(
     "--form-limit",

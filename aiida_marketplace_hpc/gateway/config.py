@@ -221,6 +221,8 @@ class Settings(FileSettings):
     """Days for which an upload that broke off is kept, to be continued."""
     unfinished_limit: int = Field(default=100, ge=0)
     """GiB that uploads that broke off may take, in each root of a user."""
+    keep_job_folders: float = Field(default=0.0, ge=0.0)
+    """Days after the end of a job for which the folder is kept that the gateway made for it; 0: for ever."""
     request_limit: int = Field(default=64 * 1024, ge=1)
     """MiB of the body of one request."""
     form_limit: int = Field(default=1024, ge=1)

@@ -277,6 +277,13 @@ class Ledger:
                 session.scalars(select(Job).where(Job.state.in_(_ACTIVE), or_(Job.folder.in_(folders), *below)))
             )
 
+    def has_others_below(self, folder: str, jobid: str) -> bool:
+        """Whether there is, or was, a job other than this one in a folder or anywhere below."""
+        below = func.substr(Job.folder, 1, len(folder) + 1) == f"{folder}/"
+        query = select(Job.id).where(Job.id != jobid, or_(Job.folder == folder, below)).limit(1)
+        with self.reading() as session:
+            return session.scalar(query) is not None
+
     def active(self) -> list[Job]:
         """Everybody's jobs that were launched and have not ended."""
         with self.reading() as session:
