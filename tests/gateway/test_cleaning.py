@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -24,8 +24,8 @@ SCRIPT = b"#!/bin/sh\necho done\n"
 
 
 @pytest.fixture
-def clean(gateway: Gateway, clock: Callable[[], datetime]) -> Iterator[Callable[[], None]]:
-    yield Cleaning(gateway.ledger, gateway.files_of, Keep, timedelta(days=DAYS), now=clock).clean
+def clean(gateway: Gateway, clock: Callable[[], datetime]) -> Callable[[], None]:
+    return Cleaning(gateway.ledger, gateway.files_of, Keep, timedelta(days=DAYS), now=clock).clean
 
 
 @pytest.fixture

@@ -137,7 +137,9 @@ def test_a_transfer_under_way_is_seen(served: ServedGateway) -> None:
         finally:
             go.set()
         assert upload.result() == 200
-    assert shown()['marketplace_hpc_transfers{direction="in"}'] == 0
+    wait_until(
+        lambda: shown()['marketplace_hpc_transfers{direction="in"}'] == 0, within=8, failure=lambda: str(shown())
+    )
 
 
 def test_bad_tokens_and_limits_are_counted(tmp_path: Path) -> None:

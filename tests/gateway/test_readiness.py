@@ -23,11 +23,12 @@ def ready(served: ServedGateway, query: str = "") -> tuple[int, dict[str, Any]]:
     return answer.status_code, answer.json()
 
 
-def becomes(served: ServedGateway, status: int) -> dict[str, Any]:
+def becomes(served: ServedGateway, status: int, *, ask: bool = True) -> dict[str, Any]:
     said: list[tuple[int, dict[str, Any]]] = []
 
     def is_so() -> bool:
-        served.gateway.watch.refresh()  # Which the background does every two seconds.
+        if ask:
+            served.gateway.watch.refresh()  # Which the background does every two seconds.
         said.append(ready(served))
         return said[-1][0] == status
 
@@ -61,7 +62,7 @@ def test_it_is_not_ready_without_its_database(
 
     rename("jobs", "gone")
     try:
-        assert becomes(served, 503)["database"] == "failing"
+        assert becomes(served, 503, ask=False)["database"] == "failing"
         assert ready(served, "?of=database")[0] == 503
         assert "the database cannot be used" in caplog.text
         assert requests.get(f"{served.url}/heartbeat", timeout=10).status_code == 200
