@@ -156,7 +156,8 @@ def test_a_gateway_that_is_stopped_and_started_costs_little(
     assert installation.verdi("calcjob", "outputcat", str(pk), "sum.txt").split()[0] == digest(seed, tmp_path, size)
     total = moved(proxy) - before
     print(f"\n{direction} of 512 MiB, stopped at {at_restart / MIB:.0f} MiB: {total / MIB:.0f} MiB travelled in all")
-    assert at_restart < size <= total < 1.15 * size
+    # The proxy takes a body of at most 64 MiB to its end, also when the gateway behind it is gone.
+    assert at_restart < size <= total < 1.15 * size + 64 * MIB
 
 
 def test_eight_large_transfers_do_not_stall_the_loop(installation: Installation, stalls: Path) -> None:
