@@ -473,6 +473,7 @@ JOB_FIELDS = (
     "script",
     "script_digest",
     "client_ref",
+    "request_id",
     "machine",
     "backend",
     "name",

@@ -69,7 +69,7 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         try:
             job = submission(self._connection, str(working_directory), filename).carry_out()
         except SubmissionRefused as exc:
-            return refusal(exc.message)
+            return refusal(exc.message, exc.request_id)
         return str(job["jobid"])
 
     def get_jobs(self, jobs: list[str] | None = None, user: str | None = None, as_dict: bool = False) -> Any:
@@ -157,15 +157,25 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         """The exit code that follows from how the job ended, if one does."""
         job = (detailed_job_info or {}).get("job") or {}
         if job.get("state") == protocol.JobState.REFUSED.value:
-            return refusal(job.get("message") or "the scheduler refused the job")
+            return refusal(job.get("message") or "the scheduler refused the job", job.get("request_id"))
         exit_code: ExitCode | None = super().parse_output(detailed_job_info, stdout, stderr)
-        return exit_code
+        return None if exit_code is None else _traceable(exit_code, job.get("request_id"))
 
 
-def refusal(words: str) -> ExitCode:
-    """The exit code of a job that the scheduler refuses for good."""
+def refusal(words: str, request_id: str | None = None) -> ExitCode:
+    """The exit code of a job that the scheduler refuses for good.
+
+    :param request_id: what the gateway's operator finds it by.
+    """
     status = EXIT_INVALID_ACCOUNT if "invalid account" in words.lower() else EXIT_REFUSED
-    return ExitCode(status, f"The scheduler refused the job: {words}", invalidates_cache=True)
+    return _traceable(ExitCode(status, f"The scheduler refused the job: {words}", invalidates_cache=True), request_id)
+
+
+def _traceable(exit_code: ExitCode, request_id: str | None) -> ExitCode:
+    """The same, whose message says by what the gateway's log and Slurm's comment name the submission."""
+    if not request_id:
+        return exit_code
+    return ExitCode(exit_code.status, f"{exit_code.message} [request {request_id}]", exit_code.invalidates_cache)
 
 
 def job_info(document: dict[str, Any], gateway: str) -> JobInfo:

@@ -72,9 +72,25 @@ gateway.add_command(relay)
     help="A reverse proxy, or a network of them, whose X-Forwarded-For and -Proto are believed. May be repeated.",
 )
 @click.option(
+    "--stop-timeout",
+    type=int,
+    metavar="SECONDS",
+    help="How long requests and transfers under way go on when the gateway is asked to stop.  [default: 30]",
+)
+@click.option(
     "--access-log",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Append a JSON line for each request and operation.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    help="The program's own log, on standard error: for people, or a JSON object a line.  [default: text]",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="From which level on it says something.  [default: info]",
 )
 @click.option(
     "--metrics",
@@ -90,6 +106,12 @@ gateway.add_command(relay)
     type=int,
     metavar="GIB",
     help="How much uploads that broke off may take, in each root of a user.  [default: 100]",
+)
+@click.option(
+    "--keep-job-folders",
+    type=float,
+    metavar="DAYS",
+    help="How long after a job's end the folder is kept that the gateway made for it; 0: for ever.  [default: 0]",
 )
 @click.option("--request-limit", type=int, metavar="MIB", help="The largest body of one request.  [default: 65536]")
 @click.option(

@@ -21,6 +21,7 @@ _SHOWN = (
     "folder",
     "script",
     "client_ref",
+    "request_id",
     "machine",
     "scheduler_id",
     "partition",

@@ -20,6 +20,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aiida_marketplace_hpc.errors import Busy, GatewayError, ServerFault
+from aiida_marketplace_hpc.gateway import log as program_log
+from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.protocol import CAPABILITIES, REQUEST_ID_HEADER
 
 logger = logging.getLogger(__name__)
@@ -60,10 +62,11 @@ class AccessLog:
 
     def write(self, line: dict[str, Any]) -> None:
         """Write one line; the time is put before it."""
-        text = json.dumps({"time": datetime.now(timezone.utc).isoformat(), **line})
+        line = {"time": datetime.now(timezone.utc).isoformat(), **line}
+        text = json.dumps(line)
         with self._lock:
             if self._file is None:
-                logger.info("%s", text)
+                logger.info("%s", text, extra={program_log.LINE: line})
                 return
             try:
                 self._append(self._file, text)
@@ -116,9 +119,10 @@ def loggable(query: bytes) -> str:
 class Access:
     """ASGI middleware; the innermost of what is not the application itself."""
 
-    def __init__(self, app: ASGIApp, log: AccessLog) -> None:
+    def __init__(self, app: ASGIApp, log: AccessLog, metrics: Metrics) -> None:
         self._app = app
         self._log = log
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -129,6 +133,7 @@ class Access:
         # Handlers add what they find out (user, capability) to this dictionary.
         noted: dict[str, Any] = scope.setdefault("state", {})
         noted["request_id"] = request_id
+        program_log.note(request_id=request_id)  # Each request is a task of its own.
         at_end = noted["at_end"] = ExitStack()
         noted["client"] = scope["client"][0] if scope.get("client") else None
         started = time.monotonic()
@@ -140,6 +145,8 @@ class Access:
             if logged:
                 return
             logged = True
+            duration = time.monotonic() - started
+            self._metrics.request(noted.get("capability"), status, duration)
             self._log.write(
                 {
                     "request_id": request_id,
@@ -149,11 +156,17 @@ class Access:
                     "capability": noted.get("capability"),
                     "status": status,
                     "outcome": outcome,
-                    "duration": round(time.monotonic() - started, 6),
+                    "duration": round(duration, 6),
                     "user": noted.get("user"),
                     "client": noted["client"],
                 }
             )
+
+        async def receive_and_count() -> Message:
+            message = await receive()
+            if noted.get("capability") == "createDataset":
+                self._metrics.transferred("in", len(message.get("body", b"")))
+            return message
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -165,7 +178,9 @@ class Access:
                     headers.setdefault(name, value)
                 if scope["scheme"] == "https":
                     headers["Strict-Transport-Security"] = _HSTS
-            elif not message.get("more_body"):
+            elif noted.get("capability") == "getDataset" and status < 300:
+                self._metrics.transferred("out", len(message.get("body", b"")))
+            if message["type"] == "http.response.body" and not message.get("more_body"):
                 # Before the last byte: whoever has the whole answer finds its line in the log.
                 write_line(noted.get("outcome", "ok"))
             await send(message)
@@ -175,11 +190,12 @@ class Access:
                 full = Busy("the gateway has as many connections as it takes: try again later", request_id=request_id)
                 answer = error_response(full)
                 noted["outcome"] = full.code
+                self._metrics.limit("connections")
                 answer.headers["Connection"] = "close"
                 await answer(scope, receive, send_with_headers)
             else:
                 with at_end:
-                    await self._app(scope, receive, send_with_headers)
+                    await self._app(scope, receive_and_count, send_with_headers)
         except Exception:
             logger.exception("request %s failed", request_id)
             if status:

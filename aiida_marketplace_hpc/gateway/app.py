@@ -24,22 +24,27 @@ from starlette.responses import Response
 
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import (
+    Forbidden,
     GatewayError,
     InvalidRequest,
     NotFound,
     ServerFault,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
 )
+from aiida_marketplace_hpc.gateway import log as program_log
 from aiida_marketplace_hpc.gateway import streams
 from aiida_marketplace_hpc.gateway.access import Access, AccessLog, Json, error_response
 from aiida_marketplace_hpc.gateway.auth import bearer_token
 from aiida_marketplace_hpc.gateway.config import MAX_JSON, MIB, Settings
 from aiida_marketplace_hpc.gateway.document import document
 from aiida_marketplace_hpc.gateway.limits import Limits
-from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE
+from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE, TRANSFERS
 from aiida_marketplace_hpc.gateway.pages import POLICY, api_page, front_page
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Note, Stream, parse_parameters
-from aiida_marketplace_hpc.gateway.service import Gateway
+from aiida_marketplace_hpc.gateway.service import Caller, Gateway
 from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability
 from aiida_marketplace_hpc.versions import check_client
 
@@ -73,9 +78,13 @@ def create_app(gateway: Gateway) -> FastAPI:
     )
     described = document(gateway.settings)
     app.openapi = lambda: described  # type: ignore[method-assign]
-    app.add_middleware(Access, log=log)
+    app.add_middleware(Access, log=log, metrics=gateway.metrics)
     app.add_exception_handler(HTTPException, _http_error)
-    limits = Limits(at_once=gateway.settings.requests_at_once, per_second=gateway.settings.requests_per_second)
+    limits = Limits(
+        at_once=gateway.settings.requests_at_once,
+        per_second=gateway.settings.requests_per_second,
+        hit=gateway.metrics.limit,
+    )
     for capability in CAPABILITIES:
         paths = {capability.path, capability.path.rstrip("/")}
         for path in sorted(paths):
@@ -86,6 +95,7 @@ def create_app(gateway: Gateway) -> FastAPI:
             )
     for path, page in (("/", front_page), ("/docs", api_page)):
         app.add_api_route(path, _page(page(gateway.settings)))
+    app.add_api_route("/ready", _ready(gateway))
     if gateway.settings.metrics:
         app.add_api_route("/metrics", _metrics(gateway))
     return app
@@ -93,6 +103,16 @@ def create_app(gateway: Gateway) -> FastAPI:
 
 def _page(content: str) -> Callable[[], Response]:
     return lambda: HTMLResponse(content, headers={"Content-Security-Policy": POLICY})
+
+
+def _ready(gateway: Gateway) -> Callable[[Request], Awaitable[Response]]:
+    async def ready(request: Request) -> Response:
+        document = await gateway.readiness.document()
+        # For a balancer of several gateways: when the scheduler is down they are all as good as each other.
+        enough = _query(request).get("of") == "database" and document["database"] == "ok" and not document["stopping"]
+        return Json(document, status_code=200 if document["ready"] or enough else 503)
+
+    return ready
 
 
 def _metrics(gateway: Gateway) -> Callable[[], Response]:
@@ -121,6 +141,7 @@ def _endpoint(
 ) -> Callable[[Request], Awaitable[Response]]:
     handler = HANDLERS[capability.name]
     settings = gateway.settings
+    roots = {root.name for root in settings.roots}
 
     async def endpoint(request: Request) -> Response:
         request.state.capability = capability.name
@@ -128,29 +149,59 @@ def _endpoint(
             caller = None
             if capability.authenticated:
                 check_client(request.headers.get("user-agent"))
-                token = bearer_token(request.headers.get("authorization"))
-                known = gateway.known_caller(token)
-                caller = known if known is not None else await run_in_threadpool(gateway.caller, token)
+                caller = await _caller(gateway, request)
                 request.state.user = caller.user.email
+                program_log.note(user=caller.user.email)
                 limits.admit(caller.user.id)
                 request.state.at_end.callback(limits.release, caller.user.id)
+            if (direction := TRANSFERS.get(capability.name)) is not None:
+                request.state.at_end.enter_context(gateway.metrics.transfer(direction))
             parameters = parse_parameters(capability, request.path_params, _query(request))
+            if parameters.get("jobid") not in roots:
+                program_log.note(jobid=parameters.get("jobid"))
             async with AsyncExitStack() as resources:
                 fields = await _json(request) if capability.body == "json" else {}
                 body = await _file(request, settings, resources) if capability.body == "file" else None
                 call = Call(gateway, parameters, fields, caller, body, _operations_noted(request, log))
-                answer = await run_in_threadpool(_carried_out, handler, call)
+                if capability.name == "heartbeat":
+                    # It needs nothing, not even a thread: all of them may wait for a disk that hangs.
+                    answer = _carried_out(handler, call)
+                else:
+                    answer = await run_in_threadpool(_carried_out, handler, call)
                 if isinstance(answer, Later):
                     answer = await _awaited(answer)
             return answer if isinstance(answer, Response) else Json(answer)
         except GatewayError as exc:
             exc.request_id = request.state.request_id
             request.state.outcome = exc.code
+            if isinstance(exc, TooLarge):
+                gateway.metrics.limit("size")
             if isinstance(exc, ServerFault):
                 logger.error("request %s: %s", request.state.request_id, exc)
             return error_response(exc)
 
     return endpoint
+
+
+async def _caller(gateway: Gateway, request: Request) -> Caller:
+    failures = gateway.metrics.token_failure
+    try:
+        token = bearer_token(request.headers.get("authorization"))
+    except Unauthorized:
+        failures("missing")
+        raise
+    try:
+        known = gateway.known_caller(token)
+        return known if known is not None else await run_in_threadpool(gateway.caller, token)
+    except Unauthorized:
+        failures("refused")
+        raise
+    except Forbidden:
+        failures("not_admitted")
+        raise
+    except Unavailable:
+        failures("unavailable")
+        raise
 
 
 def _operations_noted(request: Request, log: AccessLog) -> Note:

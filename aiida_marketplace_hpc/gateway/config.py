@@ -23,6 +23,7 @@ from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.backends.directives import parse_duration
 from aiida_marketplace_hpc.gateway.databases import parse_url
+from aiida_marketplace_hpc.gateway.log import LogFormat, LogLevel
 from aiida_marketplace_hpc.gateway.origins import Published, PublishedNames, origin, variable_of
 from aiida_marketplace_hpc.gateway.policy import SLURM_WORD, Policy
 
@@ -230,13 +231,19 @@ class Settings(FileSettings):
     keyfile: Path | None = None
     trusted_proxy: tuple[str, ...] = ()
     """Addresses and networks whose word is taken for who connects to them, and whether with TLS."""
+    stop_timeout: int = Field(default=30, ge=0)
+    """Seconds for which requests and transfers under way go on when the gateway is asked to stop."""
     access_log: Path | None = None
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
     metrics: bool = False
     """Show figures for Prometheus at ``/metrics``, to everybody who reaches the gateway."""
     keep_unfinished: float = Field(default=3.0, ge=0.0)
     """Days for which an upload that broke off is kept, to be continued."""
     unfinished_limit: int = Field(default=100, ge=0)
     """GiB that uploads that broke off may take, in each root of a user."""
+    keep_job_folders: float = Field(default=0.0, ge=0.0)
+    """Days after the end of a job for which the folder is kept that the gateway made for it; 0: for ever."""
     request_limit: int = Field(default=64 * 1024, ge=1)
     """MiB of the body of one request."""
     form_limit: int = Field(default=1024, ge=1)

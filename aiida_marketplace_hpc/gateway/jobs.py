@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import suppress
+from contextvars import copy_context
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -29,6 +30,7 @@ from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError
 from aiida_marketplace_hpc.gateway.databases import is_storable
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Ledger, automatic_key, new_id, utc_now
+from aiida_marketplace_hpc.gateway.log import about_job
 from aiida_marketplace_hpc.gateway.maintenance import Maintenance
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.policy import Policy
@@ -90,6 +92,7 @@ class Jobs:
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="cancel")
         self._ending: dict[str, datetime] = {}
         """When the scheduler last took the cancellation of a job that has not ended yet."""
+        self._metrics = metrics or Metrics()
         retry = timedelta(seconds=retry_interval)
         self._submissions = Submissions(
             ledger,
@@ -99,7 +102,7 @@ class Jobs:
             policy or Policy(),
             retry_interval=retry,
             now=now,
-            metrics=metrics or Metrics(),
+            metrics=self._metrics,
         )
         watch.follow_guard = self._submissions.follow_guard
         self._survey = Survey(ledger, backend, self._submissions, username_of, machine=machine, now=now)
@@ -189,6 +192,7 @@ class Jobs:
     def _require_room(self, user: User) -> None:
         """Count a user's jobs. (Several made at the same instant may each be the last one that has room.)"""
         if self._most and (living := self._ledger.count_living(user.id)) >= self._most:
+            self._metrics.limit("jobs_per_user")
             raise Busy(
                 f"{living} jobs of yours have not ended, which is the limit of this gateway: wait for some, or cancel those "
                 "that you never launched",
@@ -268,7 +272,7 @@ class Jobs:
             current = self._ledger.change(job, {"cancel_requested": True})
             job = self._ledger.get(job.id) or job  # It may have started, or ended, since it was read.
         with suppress(StillRunning):
-            self._threads.submit(self._carry_out, current).result(self._patience)
+            self._threads.submit(copy_context().run, self._carry_out, current).result(self._patience)
         return self._ledger.get(job.id) or current
 
     def _carry_out(self, job: Job) -> None:
@@ -337,6 +341,7 @@ class Jobs:
             "script": job.script,
             "script_digest": job.script_digest,
             "client_ref": job.client_ref,
+            "request_id": job.request_id,
             "machine": job.machine,
             "backend": job.backend,
             "name": job.name,
@@ -374,15 +379,17 @@ class Jobs:
             except BackendError as exc:
                 logger.warning("the scheduler's jobs could not be looked through: %s", exc)
         unsettled = self._ledger.unsettled()
+        self._metrics.unsettled(len(unsettled))
         self._ending = {job.id: self._ending[job.id] for job in unsettled if job.id in self._ending}
         for job in unsettled:
-            try:
-                if job.job_state is not JobState.SUBMITTING:
-                    self._end_again(job)
-                elif self._survey.done:
-                    self._submissions.advance(job)
-            except (BackendError, GatewayError) as exc:
-                logger.warning("job %s could not be taken further: %s", job.id, exc)
+            with about_job(self._ledger, job):
+                try:
+                    if job.job_state is not JobState.SUBMITTING:
+                        self._end_again(job)
+                    elif self._survey.done:
+                        self._submissions.advance(job)
+                except (BackendError, GatewayError) as exc:
+                    logger.warning("job %s could not be taken further: %s", job.id, exc)
 
 
 def _check_key(key: str) -> None:

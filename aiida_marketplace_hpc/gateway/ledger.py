@@ -65,6 +65,7 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = make_engine(url)
+        self._emails: dict[str, str] = {}
 
     def close(self) -> None:
         """Give the connections back."""
@@ -121,6 +122,11 @@ class Ledger:
         writer = self.engine.execution_options(writes=True)
         with answering(), Session(writer, expire_on_commit=False) as session, session.begin():
             yield session
+
+    def look(self) -> None:
+        """Read something, whatever it is: the database is there and has the tables, or this raises."""
+        with self.reading() as session:
+            session.execute(select(Job.id).limit(1)).first()
 
     # Users
 
@@ -217,6 +223,15 @@ class Ledger:
             raise KeyError(user_id)
         return user
 
+    def email_of(self, user_id: str) -> str | None:
+        """The address of a user, for the log: as it was when first asked for; ``None`` if it cannot be known now."""
+        if user_id not in self._emails:
+            try:
+                self._emails[user_id] = self.user(user_id).email
+            except Exception:  # noqa: BLE001 - of whom a line is about must keep nothing from being done.
+                return None
+        return self._emails[user_id]
+
     # Jobs
 
     def users(self) -> list[User]:
@@ -295,6 +310,13 @@ class Ledger:
             return list(
                 session.scalars(select(Job).where(Job.state.in_(_ACTIVE), or_(Job.folder.in_(folders), *below)))
             )
+
+    def has_others_below(self, folder: str, jobid: str) -> bool:
+        """Whether there is, or was, a job other than this one in a folder or anywhere below."""
+        below = func.substr(Job.folder, 1, len(folder) + 1) == f"{folder}/"
+        query = select(Job.id).where(Job.id != jobid, or_(Job.folder == folder, below)).limit(1)
+        with self.reading() as session:
+            return session.scalar(query) is not None
 
     def active(self) -> list[Job]:
         """Everybody's jobs that were launched and have not ended."""

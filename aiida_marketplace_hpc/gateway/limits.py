@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiida_marketplace_hpc.errors import Busy
+from aiida_marketplace_hpc.gateway.metrics import Limit
 
 BURST = 10.0
 """Seconds' worth of requests that may come all at once after a rest."""
@@ -30,9 +31,18 @@ class Limits:
     :param at_once: requests under way; 0: any number.
     :param per_second: requests in a second, on average; 0: any number.
     :param clock: the seconds of a monotonic clock.
+    :param hit: told of each request that was one too many, and by which limit.
     """
 
-    def __init__(self, *, at_once: int, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        at_once: int,
+        per_second: float,
+        clock: Callable[[], float] = time.monotonic,
+        hit: Callable[[Limit], None] = lambda _: None,
+    ) -> None:
+        self._hit = hit
         self._at_once = at_once
         self._per_second = per_second
         self._most = max(1.0, per_second * BURST)
@@ -51,8 +61,10 @@ class Limits:
             use = self._users[user] = _Use(self._most, now)
         self._fill(use, now)
         if self._at_once and use.running >= self._at_once:
+            self._hit("requests_at_once")
             raise Busy(f"you have {use.running} requests under way, which is the limit of this gateway: wait for some")
         if self._per_second and use.tokens < 1:
+            self._hit("requests_per_second")
             raise Busy(
                 f"more than {self._per_second:g} requests in a second are the limit of this gateway: ask less often",
                 retry_after=(1 - use.tokens) / self._per_second,

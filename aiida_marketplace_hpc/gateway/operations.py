@@ -17,9 +17,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from aiida_marketplace_hpc.errors import Busy, InvalidRequest, Unavailable
+from aiida_marketplace_hpc.gateway.metrics import Limit
 
 Result = dict[str, Any]
 
@@ -121,6 +124,7 @@ class Operations:
     :param at_once: lists under way, for all users and for each.
     :param long_at_once: the same for long ones; more wait for their turn.
     :param clock: the seconds of a monotonic clock.
+    :param hit: told of each list that was one too many.
     """
 
     def __init__(
@@ -132,7 +136,9 @@ class Operations:
         at_once: tuple[int, int] = (200, 100),
         long_at_once: tuple[int, int] = (16, 8),
         clock: Callable[[], float] = time.monotonic,
+        hit: Callable[[Limit], None] = lambda _: None,
     ) -> None:
+        self._hit = hit
         self.patience = patience
         self.clock = clock
         self.total = 0
@@ -189,7 +195,9 @@ class Operations:
             self._alive.add(running)
             if key is not None:
                 self._known[user][key] = running
-        threading.Thread(target=running.run, args=(work,), name="operations", daemon=True).start()
+        # What its lines in the log are about goes along.
+        run = partial(copy_context().run, running.run, work)
+        threading.Thread(target=run, name="operations", daemon=True).start()
         return running
 
     def find(self, user: str, key: str) -> Running | None:
@@ -253,6 +261,7 @@ class Operations:
             raise Unavailable(self._stopping)
         every, each = self._at_once
         if len(self._alive) >= every or sum(running.user == user for running in self._alive) >= each:
+            self._hit("operations")
             raise Busy("too many operations are under way at once")
 
     def _remembers(self, user: str, again: float) -> bool:

@@ -153,6 +153,8 @@ class Job(Base):
     script: Mapped[str] = mapped_column(String(255))
     script_digest: Mapped[str | None] = mapped_column(String(80))
     client_ref: Mapped[str | None] = mapped_column(String(255))
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    """Of the request that launched it, or last tried to: the client, the log and the scheduler's comment have it, too."""
     machine: Mapped[str] = mapped_column(String(255))
     backend: Mapped[str] = mapped_column(String(32))
     created_at: Mapped[datetime] = mapped_column(_UtcDateTime)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +20,7 @@ from uvicorn.supervisors import ChangeReload
 import aiida_marketplace_hpc
 from aiida_marketplace_hpc.addresses import is_loopback
 from aiida_marketplace_hpc.errors import ConfigurationError, Unavailable
+from aiida_marketplace_hpc.gateway import log
 from aiida_marketplace_hpc.gateway.account import SEPARATION, check_account
 from aiida_marketplace_hpc.gateway.app import create_app
 from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
@@ -33,24 +34,45 @@ logger = logging.getLogger(__name__)
 
 _DATABASE_PATIENCE = 30.0
 """Seconds that the database may take to come up, for instance when the whole machine starts."""
-_GRACE = 10
-"""Seconds that requests under way get when the server is asked to stop."""
+_UNWIND = 10
+"""Seconds that handlers have after their connections were cut: to notice, and to keep what has arrived."""
 
 
-class _Server(uvicorn.Server):
-    """Says where it listens when it does, and not before; ends long operations before it waits for requests to end."""
+class Server(uvicorn.Server):
+    """Serves a gateway, and stops in good order.
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
-        super().__init__(config)
+    Asked to stop, it takes no new connections and no new requests: whoever comes is refused before anything was sent, which
+    clients may repeat. Long operations end at their next step. Transfers and other requests under way go on for
+    ``stop_timeout`` seconds; then their connections are cut, which is to them what a broken line is: an upload keeps what
+    has arrived, and both sides know what is missing.
+
+    :param announce: print where it listens when it does, and not before.
+    """
+
+    def __init__(self, gateway: Gateway, *, announce: bool = True) -> None:
+        super().__init__(configuration(gateway))
         self._gateway = gateway
+        self._announce = announce
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gateway.readiness.stopping = True
         self._gateway.operations.stop()
-        await super().shutdown(sockets)
+        cut = asyncio.get_running_loop().call_later(self._gateway.settings.stop_timeout, self._cut)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut.cancel()
+
+    def _cut(self) -> None:
+        connections = list(self.server_state.connections)
+        if connections:
+            logger.warning("%d connections are cut after %d s", len(connections), self._gateway.settings.stop_timeout)
+        for connection in connections:
+            connection.transport.abort()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started and sockets:
+        if self._announce and self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             scheme = "https" if self._gateway.settings.certfile else "http"
@@ -65,7 +87,7 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
     :param reload: start again in a new process whenever the code of this package changes.
     :raises ConfigurationError: if the address is taken, the state folder cannot be written, or a setting does not fit.
     """
-    _log_to_stderr()
+    _log_to_stderr(settings)
     check_account(settings)
     issuer = authenticator(settings).issuer
     state = settings.state.expanduser().absolute()
@@ -97,7 +119,7 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
 def run(settings: Settings, sockets: list[socket.socket]) -> None:
     """Run the application on a socket that is listening already."""
     gateway = Gateway(settings)
-    _Server(configuration(gateway), gateway).run(sockets=sockets)
+    Server(gateway).run(sockets=sockets)
 
 
 def configuration(gateway: Gateway) -> uvicorn.Config:
@@ -114,7 +136,7 @@ def configuration(gateway: Gateway) -> uvicorn.Config:
         log_config=None,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=_GRACE,
+        timeout_graceful_shutdown=settings.stop_timeout + _UNWIND,
         lifespan="on",
         ws="none",
     )
@@ -128,13 +150,13 @@ class _Reloaded:
         self._config = config
 
     def run(self, sockets: list[socket.socket] | None) -> None:
-        _log_to_stderr()
-        run(load(self._flags, self._config), sockets or [])
+        settings = load(self._flags, self._config)
+        _log_to_stderr(settings)
+        run(settings, sockets or [])
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+def _log_to_stderr(settings: Settings) -> None:
+    log.set_up(settings.log_format, settings.log_level, secrets=settings.dev_token.values())
 
 
 def _prepare_database(settings: Settings) -> None:

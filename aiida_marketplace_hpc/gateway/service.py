@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 
 from aiida_marketplace_hpc.errors import ConfigurationError, FileError
@@ -18,6 +18,7 @@ from aiida_marketplace_hpc.gateway.admission import Admission
 from aiida_marketplace_hpc.gateway.auth import token_key
 from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
 from aiida_marketplace_hpc.gateway.backends.base import Backend
+from aiida_marketplace_hpc.gateway.cleaning import Cleaning
 from aiida_marketplace_hpc.gateway.config import Settings
 from aiida_marketplace_hpc.gateway.container import ContainerScripts
 from aiida_marketplace_hpc.gateway.descriptors import Advance
@@ -29,10 +30,11 @@ from aiida_marketplace_hpc.gateway.maintenance import Maintenance
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.operations import Operations
 from aiida_marketplace_hpc.gateway.protection import LiveJobs
+from aiida_marketplace_hpc.gateway.readiness import Readiness
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
 from aiida_marketplace_hpc.gateway.schema import User
 from aiida_marketplace_hpc.gateway.transfers import Transfers
-from aiida_marketplace_hpc.gateway.unfinished import Keep, sweep_root
+from aiida_marketplace_hpc.gateway.unfinished import Keep
 from aiida_marketplace_hpc.gateway.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -104,12 +106,23 @@ class Gateway:
             now=now,
             metrics=self.metrics,
         )
-        self.operations = Operations()
+        self.operations = Operations(hit=self.metrics.limit)
+        self.readiness = Readiness(self.ledger, self.watch)
         self.authenticator = authenticator(settings)
         self.admission = Admission(settings, self.ledger, self.homes)
         self._callers: dict[str, tuple[float, Caller]] = {}
         self._callers_lock = threading.Lock()
         self._stopping = threading.Event()
+        # Not the reconciler's: removing a folder with a million files takes its time.
+        self._cleaner = threading.Thread(target=self._clean, name="clean", daemon=True)
+        self.cleaning = Cleaning(
+            self.ledger,
+            self.files_of,
+            lambda: self.keep,
+            timedelta(days=settings.keep_job_folders) if settings.keep_job_folders else None,
+            now=now,
+            is_stopping=self._stopping.is_set,
+        )
         self._reconciler = threading.Thread(target=self._reconcile, name="reconcile", daemon=True)
 
     def start(self) -> None:
@@ -117,12 +130,14 @@ class Gateway:
         self.ledger.migrate()
         self.backend.start()
         self._reconciler.start()
+        self._cleaner.start()
 
     def stop(self) -> None:
         """Stop the background; jobs go on, operations on files end at their next step."""
         self.operations.close()
         self._stopping.set()
         self._reconciler.join(timeout=10)
+        self._cleaner.join(timeout=10)
         self.jobs.close()
         self.backend.stop()
         self.ledger.close()
@@ -170,23 +185,22 @@ class Gateway:
         return None
 
     def sweep(self) -> None:
-        """Remove what is kept of uploads that broke off too long ago; the background does so every ten minutes."""
-        for user in self.ledger.users():
-            for root in self.files_of(user).roots:
-                if not root.read_only:
-                    sweep_root(root, self.keep)
+        """Remove what is too old to be kept; the background does so every ten minutes."""
+        self.cleaning.clean()
+
+    def _clean(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.sweep()
+            except Exception:
+                logger.exception("the cleaning stumbled and goes on")
+            self._stopping.wait(_SWEEP_INTERVAL)
 
     def _reconcile(self) -> None:
-        swept = 0.0
         while True:
-            if time.monotonic() - swept > _SWEEP_INTERVAL or not swept:
-                swept = time.monotonic()
-                try:
-                    self.sweep()
-                except Exception:
-                    logger.exception("the sweep of unfinished uploads stumbled and goes on")
             try:
-                self.jobs.reconcile()
+                with self.metrics.round():
+                    self.jobs.reconcile()
             except Exception:
                 logger.exception("the reconciler stumbled and goes on")
             if self._stopping.wait(_RECONCILE_INTERVAL):

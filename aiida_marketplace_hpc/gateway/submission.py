@@ -36,6 +36,7 @@ from aiida_marketplace_hpc.gateway.backends.base import (
 from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_SECOND_COPY, GUARD_PREFIX
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Ledger, owner_of
+from aiida_marketplace_hpc.gateway.log import REQUEST, current, tells_of_job
 from aiida_marketplace_hpc.gateway.maintenance import Maintenance
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.policy import Policy
@@ -111,6 +112,7 @@ class Submissions:
             "lease_until": now + self._lease if at_once else now,
             "search_first": at_once,
             "cancel_requested": False,
+            "request_id": current(REQUEST),
             "message": message,
         }
         try:
@@ -152,6 +154,7 @@ class Submissions:
             {"state": JobState.CANCELLED, "message": "cancelled before it was submitted", "ended_at": self._now()},
         )
 
+    @tells_of_job
     def follow_guard(self, job: Job) -> bool:
         """Make the copy that runs, or ran, user code the job; whether that is another one than the ledger thought.
 
@@ -183,6 +186,7 @@ class Submissions:
             self._ledger.note_duplicate(job.id, job.scheduler_id)
         return True
 
+    @tells_of_job
     def advance(self, job: Job) -> None:
         """Take a submission that nobody in this process is making one step further; called again and again.
 
@@ -210,6 +214,7 @@ class Submissions:
                 else:
                     self._resubmit(job)
 
+    @tells_of_job
     def end_copy(self, job: Job, identifier: str) -> None:
         """Record that the scheduler has a second copy of a job, and ask for its end; its guard ends it before user code."""
         logger.warning("job %s: %s is a second copy, cancelling it", job.id, identifier)
@@ -250,6 +255,7 @@ class Submissions:
             logger.warning("job %s is refused, but its guard cannot be taken: %s", job.id, exc)
             self._ledger.change(job, {"search_first": True, "lease_until": self._now()})
 
+    @tells_of_job
     def _submit(self, job: Job, text: bytes, again: bool) -> None:
         now = self._now()
         if job.lease_until is None or now > job.lease_until - (self._lease - _WAITING):
@@ -265,7 +271,7 @@ class Submissions:
             script_text=text,
             script_digest=job.script_digest or "",
             guard=guard_of(job.id, job.attempt),
-            comment=f"marketplace-hpc:{job.id}" + (f" {job.client_ref}" if job.client_ref else ""),
+            comment=comment_of(job),
             client_ref=job.client_ref,
             owner=owner_of(self._ledger.user(job.user_id)),
             attempt=job.attempt,
@@ -382,6 +388,12 @@ def taken(identifier: str, submitted_at: datetime | None) -> dict[str, object]:
         "lease_until": None,
         "message": None,
     }
+
+
+def comment_of(job: Job) -> str:
+    """What a job's comment says where the batch system has one and the script sets none: what to look for in the logs."""
+    words = [f"marketplace-hpc:{job.id}", job.client_ref or "", f"request:{job.request_id}" if job.request_id else ""]
+    return " ".join(word for word in words if word)
 
 
 def guard_of(jobid: str, attempt: int = 1) -> str:

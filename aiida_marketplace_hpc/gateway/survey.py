@@ -22,6 +22,7 @@ from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, O
 from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Ledger, automatic_key, owner_of
+from aiida_marketplace_hpc.gateway.log import about_job, tells_of_job
 from aiida_marketplace_hpc.gateway.schema import Job, User
 from aiida_marketplace_hpc.gateway.submission import GATEWAY, Submissions, read_guard, taken
 from aiida_marketplace_hpc.protocol import JobState
@@ -158,6 +159,7 @@ class Survey:
         key = automatic_key(trace.folder, PurePosixPath(trace.script).name, trace.script_digest)
         return next((job for job in self._ledger.in_folder(trace.folder) if job.key == key), None)
 
+    @tells_of_job
     def _adopt(self, job: Job, observation: Observation, attempt: int) -> bool:
         values = {**taken(observation.id, observation.submitted_at), "attempt": attempt}
         try:
@@ -187,9 +189,10 @@ class Survey:
             intended_at=observation.submitted_at,
             **{**taken(observation.id, observation.submitted_at), "state": JobState.QUEUED.value},
         )
-        try:
-            self._ledger.add(job)
-        except IntegrityError:
-            logger.warning("%s is not adopted: another job lives in %s", observation.id, trace.folder)
-        else:
-            logger.warning("job %s is adopted as %s: the ledger has lost it", job.id, observation.id)
+        with about_job(self._ledger, job):
+            try:
+                self._ledger.add(job)
+            except IntegrityError:
+                logger.warning("%s is not adopted: another job lives in %s", observation.id, trace.folder)
+            else:
+                logger.warning("job %s is adopted as %s: the ledger has lost it", job.id, observation.id)

@@ -11,6 +11,7 @@ from typing import Any
 
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, Observation
 from aiida_marketplace_hpc.gateway.ledger import Ledger, utc_now
+from aiida_marketplace_hpc.gateway.log import about_job
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.reconcile import Evidence, about, changes, is_second_copy, needs_accounting
 from aiida_marketplace_hpc.gateway.schema import Job
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 _IDLE = 15
 """Times the interval: how often the scheduler is asked while no job is known to live. One may, that came late."""
+_STUCK = 60.0
+"""Seconds that a round of questions may take: each of Slurm's commands is given up after 15, and few are needed."""
 
 
 class Watch:
@@ -71,6 +74,16 @@ class Watch:
             return (self._now() - job.observed_at).total_seconds()
         return None
 
+    @property
+    def answer_age(self) -> float | None:
+        """Seconds since the scheduler last answered; ``None``: it has not yet."""
+        return None if self._answered is None else self._clock() - self._answered
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether nobody has asked the scheduler for so long that whoever is to do so must be stuck."""
+        return self.answer_age is not None and self.answer_age > _IDLE * self._interval + _STUCK
+
     def refresh(self) -> None:
         """Ask the scheduler, unless that was done within the interval; never raises, never takes long."""
         if not self._round.acquire(timeout=self._patience):
@@ -120,6 +133,7 @@ class Watch:
         recorded = set(self._ledger.change_all(changed))
         for job, new in changed:
             if job.id in recorded and "state" in new:
-                logger.info("job %s (scheduler id %s): %s -> %s", job.id, job.scheduler_id, job.state, new["state"])
+                with about_job(self._ledger, job):
+                    logger.info("job %s (scheduler id %s): %s -> %s", job.id, job.scheduler_id, job.state, new["state"])
                 if JobState(new["state"]).final:
                     self._seen.pop(job.id, None)

@@ -242,6 +242,7 @@ class GatewayProcess:
     def _arguments(self) -> list[str]:
         arguments = ["gateway", "serve", "--backend", self.backend, "--host", "127.0.0.1", "--port", str(self._port)]
         arguments += ["--home", self.home, "--state", self.state, "--access-log", self._access_log]
+        arguments += ["--stop-timeout", "10"]
         for name, template in self.roots.items():
             arguments += ["--root", f"{name}={template}"]
         if self.provider is not None:

@@ -10,11 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import uvicorn
-
 from aiida_marketplace_hpc.gateway.backends.base import Backend
 from aiida_marketplace_hpc.gateway.config import load
-from aiida_marketplace_hpc.gateway.server import configuration
+from aiida_marketplace_hpc.gateway.server import Server
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.testing.forwarder import bounded
 from aiida_marketplace_hpc.transport import forget_connections
@@ -38,10 +36,11 @@ class ServedGateway:
             "dev_token": TOKENS,
             "access_log": self.access_log,
             "poll_interval": 0.05,
+            "stop_timeout": 5,
             **settings,
         }
         self.gateway = Gateway(load(flags), backend)
-        self._server = uvicorn.Server(configuration(self.gateway))
+        self._server = Server(self.gateway, announce=False)
         # With the protocol named, asyncio sets TCP_NODELAY; without it each answer waits 40 ms for an acknowledgement.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bounded(self._socket)

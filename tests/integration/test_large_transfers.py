@@ -35,7 +35,9 @@ print(json.dumps([node.pk for node in nodes]))
 
 @pytest.fixture(scope="module")
 def site(cluster_machine: Machine) -> Iterator[Site]:
-    with GatewayProcess(cluster_machine, roots={"system": f"{SYSTEM}:ro"}) as gateway:
+    # Asked to stop it cuts what is under way at once.
+    options = ["--stop-timeout", "0"]
+    with GatewayProcess(cluster_machine, roots={"system": f"{SYSTEM}:ro"}, options=options) as gateway:
         yield Site(gateway)
 
 
@@ -87,8 +89,8 @@ def _room(installation: Installation) -> Iterator[None]:
     installation.site.gateway.machine.run(["rm", "-rf", f"{home}/.marketplace-hpc/unfinished"])
 
 
-def digest(seed: int, tmp_path: Path) -> str:
-    write_large(tmp_path / "expected", seed)
+def digest(seed: int, tmp_path: Path, size: int = SIZE) -> str:
+    write_large(tmp_path / "expected", seed, size)
     found = hashlib.sha256()
     with (tmp_path / "expected").open("rb") as file:
         while chunk := file.read(MIB):
@@ -127,6 +129,35 @@ def test_a_killed_worker_costs_little(
     total = moved(proxy) - before
     print(f"\n{direction} of 1,024 MiB, worker killed at half: {total / MIB:.0f} MiB travelled in all")
     assert SIZE <= total < 1.15 * SIZE
+
+
+@pytest.mark.parametrize(("direction", "moved"), [("upload", uploaded), ("retrieval", downloaded)])
+def test_a_gateway_that_is_stopped_and_started_costs_little(
+    installation: Installation,
+    site: Site,
+    proxy: FaultyProxy,
+    tmp_path: Path,
+    direction: str,
+    moved: Callable[[FaultyProxy], int],
+) -> None:
+    seed = 3 if direction == "upload" else 4
+    size = SIZE // 2
+    before = moved(proxy)
+    (pk,) = submit(installation, [seed], fetch=direction == "retrieval", size=size)
+    wait_until(
+        lambda: moved(proxy) - before > size // 4,
+        within=300,
+        failure=lambda: f"the {direction} does not get a quarter of the way\n{installation.profile.daemon_log()}",
+    )
+    site.gateway.restart()
+    at_restart = moved(proxy) - before
+    (outcome,) = installation.profile.wait_for([pk], timeout=300).values()
+    assert (outcome.state, outcome.exit_status) == ("finished", 0), outcome
+    assert installation.verdi("calcjob", "outputcat", str(pk), "sum.txt").split()[0] == digest(seed, tmp_path, size)
+    total = moved(proxy) - before
+    print(f"\n{direction} of 512 MiB, stopped at {at_restart / MIB:.0f} MiB: {total / MIB:.0f} MiB travelled in all")
+    # The proxy takes a body of at most 64 MiB to its end, also when the gateway behind it is gone.
+    assert at_restart < size <= total < 1.15 * size + 64 * MIB
 
 
 def test_eight_large_transfers_do_not_stall_the_loop(installation: Installation, stalls: Path) -> None:

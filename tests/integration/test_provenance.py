@@ -54,12 +54,14 @@ def test_an_archive_in_an_empty_profile_says_where_and_how_a_calculation_ran(
         assert said["jobid"] == facts["job_id"]
         assert said["scheduler_id"] == job["scheduler_id"]
         assert said["client_ref"] == uuid
+        assert said["request_id"] == job["request_id"]
         assert said["machine"]
         assert said["partition"]
         assert said["nodes"]
         assert said["script_digest"] == bundle.digest_of(script.encode())
         assert said["submitted_at"] <= said["started_at"] <= said["ended_at"]
         assert (said["state"], said["exit_code"]) == ("COMPLETED", 0)
+    see_the_request_in_the_logs(site, facts["job_id"], job["request_id"])
     header, *rows = [line.split("|") for line in detailed["stdout"].splitlines()]
     assert rows
     accounted = dict(zip(header, rows[0], strict=True))
@@ -82,5 +84,16 @@ def see_the_node_in_the_job(installation: Installation, site: Site, jobid: str, 
     assert shown["client_ref"] == uuid
     if site.slurm is not None:
         said = site.slurm.run("scontrol", "show", "job", shown["scheduler_id"], check=True).stdout
-        assert uuid in next(line for line in said.splitlines() if "Comment=" in line)
+        (comment,) = [line.strip() for line in said.splitlines() if "Comment=" in line]
+        assert comment == f"Comment=marketplace-hpc:{jobid} {uuid} request:{shown['request_id']}"
     return shown
+
+
+def see_the_request_in_the_logs(site: Site, jobid: str, request_id: str) -> None:
+    """Find the request that launched a job in both of the gateway's logs."""
+    (line,) = [one for one in site.gateway.requests() if one.request_id == request_id]
+    assert (line.capability, line.status) == ("newTransformation", 200)
+    about = f"[request {request_id} user {line.user} job {jobid}]"
+    told = [line for line in site.gateway.log.splitlines() if about in line]
+    assert f"job {jobid} submitted as" in told[0]
+    assert "-> COMPLETED" in told[-1]

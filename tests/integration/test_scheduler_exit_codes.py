@@ -92,6 +92,7 @@ def test_a_job_out_of_memory(installation: Installation, site: Site) -> None:
             answer.release()
     assert (facts["state"], facts["status"]) == ("finished", 110)
     job = facts["detailed"]["job"]
+    assert facts["message"].endswith(f" [request {job['request_id']}]")
     assert (job["state"], job["signal"]) == ("OUT_OF_MEMORY", 125)
     assert answers[1].hits
     assert site.accounted(job["scheduler_id"])["State"] == "FAILED"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiida_marketplace_hpc.errors import InvalidRequest
+from aiida_marketplace_hpc.errors import FileError, InvalidRequest
 from aiida_marketplace_hpc.gateway.databases import is_storable
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, flag, text
 from aiida_marketplace_hpc.gateway.routes.files import published_listing
@@ -50,8 +50,14 @@ def state(call: Call) -> Answer:
     """The files in a job's folder, as published, and how the job is."""
     jobs, caller = call.gateway.jobs, call.caller
     job = jobs.get(caller.user, call.parameters["jobid"], fresh=True)
+    try:
+        listing = caller.files.listing(job.folder)
+    except FileError as exc:
+        if not (job.job_state.final and exc.errno == "ENOENT"):
+            raise
+        listing = []  # How it ended is known longer than its folder is kept.
     return {
-        "files": published_listing(caller.files.listing(job.folder)),
+        "files": published_listing(listing),
         "message": "Files in the job folder.",
         "state": job.state,
         "job": jobs.as_wire(job),
