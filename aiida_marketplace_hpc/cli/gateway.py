@@ -67,6 +67,12 @@ gateway.add_command(relay)
     help="A reverse proxy, or a network of them, whose X-Forwarded-For and -Proto are believed. May be repeated.",
 )
 @click.option(
+    "--text-only",
+    is_flag=True,
+    default=None,
+    help="Tell clients that only text survives on the way, as it is behind the published relay.",
+)
+@click.option(
     "--access-log",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Append a JSON line for each request and operation.",

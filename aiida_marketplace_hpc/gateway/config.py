@@ -209,6 +209,8 @@ class Settings(FileSettings):
     keyfile: Path | None = None
     trusted_proxy: tuple[str, ...] = ()
     """Addresses and networks whose word is taken for who connects to them, and whether with TLS."""
+    text_only: bool = False
+    """Only text reaches the gateway, and nothing else leaves it: for a relay that does not say so itself."""
     access_log: Path | None = None
     metrics: bool = False
     """Show figures for Prometheus at ``/metrics``, to everybody who reaches the gateway."""

@@ -11,11 +11,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
 from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, NotSupported
-from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability
+from aiida_marketplace_hpc.protocol import BY_NAME, CAPABILITIES, ENVELOPE, RELAY_HEADER, Capability
 
 _METHODS = {capability.method for capability in CAPABILITIES} | {"HEAD"}
 _NOT_FORWARDED = {
@@ -28,6 +29,8 @@ _NOT_FORWARDED = {
     "accept-encoding",
     # Whom the gateway believes these from is its operator's choice, and not that of whoever writes a message.
     *("forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"),
+    # The relay's own.
+    RELAY_HEADER.lower(),
 }
 _NOT_ANSWERED = {
     "connection",
@@ -54,14 +57,24 @@ class RelayedRequest:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes = field(default=b"", repr=False)
 
-    @property
+    @cached_property
     def capability(self) -> Capability | None:
-        """What is asked for; ``None`` for what is in no table."""
+        """What is asked for, also where it is in an envelope; ``None`` for what is in no table."""
         path = self.endpoint.partition("?")[0].strip("/")
         for capability in CAPABILITIES:
             pattern = re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(capability.path.strip("/")))
             if capability.method == self.method and re.fullmatch(pattern, path):
-                return capability
+                return _inside(self.body) or capability if capability.name == "newTransformation" else capability
+        return None
+
+
+def _inside(body: bytes) -> Capability | None:
+    """What an envelope asks for; ``None`` for a body that is none."""
+    if ENVELOPE.encode() not in body:
+        return None
+    try:
+        return BY_NAME.get(json.loads(body)[ENVELOPE]["capability"])
+    except (ValueError, RecursionError, LookupError, TypeError):
         return None
 
 
