@@ -547,7 +547,7 @@ class HpcGateway:
         :param once: a single attempt, to be repeated by :meth:`persist`.
         """
         target = self._route.target("getDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
-        return self._session.call(Request(target, accept="*/*", repeatable=True, transfer=True, once=once), handle)
+        return self._send(Request(target, accept="*/*", repeatable=True, transfer=True, once=once), handle)
 
     def persist(self, attempt: Callable[[], T], progress: Callable[[], int]) -> T:
         """Call ``attempt``, which makes several requests and goes on where it stopped, until it succeeds or gets no further.

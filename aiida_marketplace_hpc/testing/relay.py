@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -212,5 +213,63 @@ class BrokerClient:
         """How many messages wait in the queue of requests, without those that somebody has taken."""
         return int(self._channel.queue_declare(self._queue, passive=True).method.message_count)
 
+    def look(self) -> None:
+        """Make sure that the broker is there.
+
+        :raises pika.exceptions.AMQPError: it has gone.
+        """
+        self._connection.process_data_events(time_limit=0)
+
     def _take(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         self._arrived.setdefault(properties.correlation_id, []).append(body)
+
+
+class BrokerForwarder:
+    """Sends requests as messages and waits for their answers, for many threads at once, as a platform does.
+
+    Connections are kept, and made anew when the broker was away.
+
+    :param queue: where the app takes its requests from.
+    :param patience: seconds after which there is no answer.
+    """
+
+    def __init__(self, broker: str, queue: str, patience: float) -> None:
+        # Nobody serves a connection that waits for its next request, so the broker must not expect it to say that it lives.
+        self._broker = f"{broker}?heartbeat=0"
+        self._queue = queue
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._idle: list[BrokerClient] = []
+
+    def ask(
+        self, method: str, endpoint: str, query: Mapping[str, str], headers: Mapping[str, str], body: str | None
+    ) -> BrokerAnswer:
+        """Send a request and wait for the answer.
+
+        :raises RigError: there is none in time.
+        :raises ConnectionError: the broker is not there, or has gone before the answer came.
+        """
+        try:
+            client = self._client()
+            answer = client.ask(method, endpoint, query, body, headers, self._patience)
+        except (pika.exceptions.AMQPError, OSError) as exc:
+            raise ConnectionError(f"the broker does not answer ({type(exc).__name__})") from exc
+        with self._lock:
+            self._idle.append(client)
+        return answer
+
+    def close(self) -> None:
+        """Close all connections that are not in use. May be repeated."""
+        while (client := self._taken()) is not None:
+            client.__exit__()
+
+    def _client(self) -> BrokerClient:
+        while (client := self._taken()) is not None:
+            with contextlib.suppress(pika.exceptions.AMQPError, OSError):
+                client.look()
+                return client
+        return BrokerClient(self._broker, self._queue)
+
+    def _taken(self) -> BrokerClient | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
