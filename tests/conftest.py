@@ -19,6 +19,10 @@ Path(_CONFIGURATION.name, ".aiida").mkdir()
 
 from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler  # noqa: E402
 from aiida_marketplace_hpc.testing.backend import FakeBackend  # noqa: E402
+from aiida_marketplace_hpc.testing.fixtures import give_up  # noqa: E402
+from aiida_marketplace_hpc.testing.install import install  # noqa: E402
+from aiida_marketplace_hpc.testing.machine import Machine, RigError, is_root_on_debian  # noqa: E402
+from aiida_marketplace_hpc.testing.rabbitmq import RabbitMq  # noqa: E402
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway  # noqa: E402
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport  # noqa: E402
 
@@ -42,6 +46,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "slurm_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("slurm")
+
+
+@pytest.fixture(scope="session")
+def broker(cluster_machine: Machine) -> Iterator[RabbitMq]:
+    """A real RabbitMQ."""
+    try:
+        if is_root_on_debian():
+            install("rabbitmq")
+        broker = RabbitMq(cluster_machine)
+        broker.start()
+    except RigError as exc:
+        give_up(exc)
+    try:
+        yield broker
+    finally:
+        broker.close()
 
 
 @pytest.fixture
