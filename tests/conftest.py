@@ -19,7 +19,6 @@ Path(_CONFIGURATION.name, ".aiida").mkdir()
 
 from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler  # noqa: E402
 from aiida_marketplace_hpc.testing.backend import FakeBackend  # noqa: E402
-from aiida_marketplace_hpc.testing.fixtures import give_up  # noqa: E402
 from aiida_marketplace_hpc.testing.install import install  # noqa: E402
 from aiida_marketplace_hpc.testing.machine import Machine, RigError, is_root_on_debian  # noqa: E402
 from aiida_marketplace_hpc.testing.rabbitmq import RabbitMq  # noqa: E402
@@ -51,6 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def broker(cluster_machine: Machine) -> Iterator[RabbitMq]:
     """A real RabbitMQ."""
+    from aiida_marketplace_hpc.testing.fixtures import give_up  # A plugin, which pytest is to import first.
+
     try:
         if is_root_on_debian():
             install("rabbitmq")

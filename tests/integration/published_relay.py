@@ -27,6 +27,7 @@ def main() -> None:
             params=asked.query_params,
             headers=asked.headers,
             data=asked.body,
+            timeout=60,
         )
         # What is no text ends this relay here.
         return MessageBrokerResponseModel(
