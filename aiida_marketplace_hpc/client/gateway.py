@@ -29,6 +29,7 @@ from aiida_marketplace_hpc.errors import (
     NotSupported,
     Phase,
     ServerFault,
+    TooLarge,
     from_wire,
 )
 from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATIONS
@@ -322,11 +323,26 @@ class HpcGateway:
         results: list[Json | GatewayError] = []
         for start in range(0, len(operations), MAX_OPERATIONS):
             part = operations[start : start + MAX_OPERATIONS]
-            rows, request_id = self._query(part, stop_on_error)
+            rows, request_id = self._query_in_pieces(part, stop_on_error)
             results += [_result(row, request_id) for row in rows]
             if len(rows) < len(part):
                 break
         return results
+
+    def _query_in_pieces(self, operations: Sequence[Mapping[str, Any]], stop_on_error: bool) -> tuple[list[Json], str]:
+        """Send a list in one request, or in as many as a proxy wants that takes only small bodies."""
+        try:
+            return self._query(operations, stop_on_error)
+        except TooLarge as exc:
+            # In the gateway's own words it is about what was asked for, and not about how much was sent.
+            if not exc.foreign or len(operations) < 2:
+                raise
+        half = len(operations) // 2
+        rows, request_id = self._query_in_pieces(operations[:half], stop_on_error)
+        if not stop_on_error or all(row.get("ok") for row in rows):
+            more, request_id = self._query_in_pieces(operations[half:], stop_on_error)
+            rows = rows + more
+        return rows, request_id
 
     def _query(self, operations: Sequence[Mapping[str, Any]], stop_on_error: bool) -> tuple[list[Json], str]:
         body = {"operations": [dict(operation) for operation in operations], "stop_on_error": stop_on_error}
@@ -615,7 +631,7 @@ class HpcGateway:
         known = self._way_of(request.target) if way is None else way
         try:
             return self._send_by(known, request, handle)
-        except (NotFound, InvalidRequest) as exc:
+        except (NotFound, InvalidRequest, Forbidden) as exc:
             # Something on the way refused it. The app may have been registered anew meanwhile.
             if way is not None or not (exc.foreign and self.app_id and request.target.has_additions):
                 raise

@@ -163,6 +163,19 @@ def test_a_refusal_of_the_gateways_own_is_no_reason_to_ask_again(nine: Platform)
     assert len(nine.proxy.requests) == before + 1
 
 
+def test_a_long_list_goes_in_pieces_where_bodies_are_small(nine: Platform) -> None:
+    gateway = client(nine)
+    home = gateway.info()["home"]
+    long = [{"op": "stat", "path": f"{home}/{'x' * 200}/{number:0800}"} for number in range(1000)]
+    assert long[0]["path"] != long[1]["path"]
+    errors = gateway.query([*long, {"op": "mkdir", "path": f"{home}/made"}])
+    assert [getattr(error, "path", "") for error in errors[:-1]] == [operation["path"] for operation in long]
+    assert errors[-1] == {}
+    stopped = gateway.query([{"op": "mkdir", "path": f"{home}/more"}, *long], stop_on_error=True)
+    assert [isinstance(one, FileError) for one in stopped] == [False, True]
+    assert {request.status for request in nine.proxy.requests} == {200, 413}
+
+
 # What breaks on the way
 
 

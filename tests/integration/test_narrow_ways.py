@@ -1,4 +1,4 @@
-"""AiiDA and a gateway that nothing but a message broker reaches, with broker and relay killed in the middle."""
+"""AiiDA over ways that let little through: a message broker that is killed in the middle, a platform with only the nine."""
 
 from __future__ import annotations
 
@@ -100,8 +100,23 @@ print(json.dumps({
 WORK = r"echo ran >> count; printf '\\377\\000' > in/made"
 
 
-def submit(installation: Installation, seed: int, line: str) -> int:
-    return int(installation.run(SUBMIT.replace("SEED", str(seed)).replace("LINE", line)))
+STRICT = """\
+strict = orm.Computer("strict", "strict", "", "marketplace_hpc", "marketplace_hpc", code.computer.get_workdir()).store()
+strict.set_minimum_job_poll_interval(0.2)
+strict.set_default_mpiprocs_per_machine(1)
+strict.configure(url=URL, app_id=APP, token_source="env:MP_ACCESS_TOKEN", safe_interval=0, use_login_shell=False)
+bash = {"computer": strict, "filepath_executable": code.filepath_executable}
+print(json.dumps(orm.InstalledCode(label="bash", default_calc_job_plugin="core.arithmetic.add", **bash).store().pk))
+"""
+ADD = """\
+added = finish(ArithmeticAdd, x=orm.Int(3), y=orm.Int(4), code=orm.load_code("bash@COMPUTER"))
+print(json.dumps([added.exit_status, added.outputs.sum.value]))
+"""
+
+
+def submit(installation: Installation, seed: int, line: str, computer: str = LABEL) -> int:
+    code = SUBMIT.replace("SEED", str(seed)).replace("LINE", line)
+    return int(installation.run(f"code = orm.load_code('bash@{computer}')\n{code}"))
 
 
 def check(installation: Installation, pk: int) -> None:
@@ -115,6 +130,7 @@ def check(installation: Installation, pk: int) -> None:
 
 def test_a_job_with_binary_files_and_folders(installation: Installation, platform: Platform) -> None:
     before = len(platform.proxy.requests)
+    assert installation.run(ADD.replace("COMPUTER", LABEL)) == [0, 7]
     check(installation, submit(installation, 1, WORK))
     requests = platform.proxy.requests[before:]
     assert {request.status for request in requests} == {200}
@@ -161,3 +177,19 @@ def test_broker_and_relay_die_during_upload_run_and_retrieval(
     assert len(created) >= 2
     # Each time something was lost on the way.
     assert {request.status for request in platform.proxy.requests} & {502, 504}
+
+
+def test_a_platform_that_passes_only_the_nine_and_is_strict_in_every_way(
+    installation: Installation, site: Site
+) -> None:
+    strict = {"undeclared": "refuse", "known_headers_only": True, "max_body": MIB, "refuse_chunked": True}
+    with Platform(site.gateway.url, only_published=True, **strict) as platform:  # type: ignore[arg-type]
+        installation.run(STRICT.replace("URL", repr(platform.url)).replace("APP", repr(APP_ID)))
+        assert installation.run(ADD.replace("COMPUTER", "strict")) == [0, 7]
+        check(installation, submit(installation, 3, WORK, "strict"))
+        assert {request.status for request in platform.proxy.requests} == {200, 413}
+        assert {request.path.rpartition("/")[2] for request in platform.proxy.requests} == {
+            APP_ID,
+            "heartbeat",
+            "newTransformation",
+        }
