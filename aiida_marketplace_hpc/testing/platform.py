@@ -26,7 +26,7 @@ from aiida_marketplace_hpc.testing.proxy import FaultyProxy
 
 if TYPE_CHECKING:
     from aiida_marketplace_hpc.testing.oidc import OidcProvider
-    from aiida_marketplace_hpc.testing.relay import BrokerForwarder
+    from aiida_marketplace_hpc.testing.relay import Messages
 
 Json = dict[str, Any]
 
@@ -144,7 +144,7 @@ class Platform:
         self.purchased = True
         """Whether the caller has bought a product of the app; without one, everything about it is refused."""
         self.patience = patience
-        self.messages: BrokerForwarder | None = _messages(broker, app_id, secret, patience) if broker else None
+        self.messages: Messages | None = _messages(broker, app_id, secret, patience) if broker else None
         """What hands requests to the app by messages."""
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
@@ -224,7 +224,7 @@ class Platform:
         return f"{path}?{encoded}" if encoded else path
 
 
-def _messages(broker: str, app_id: str, secret: str, patience: float) -> BrokerForwarder:
+def _messages(broker: str, app_id: str, secret: str, patience: float) -> Messages:
     from aiida_marketplace_hpc.gateway.relay_messages import queue_name
     from aiida_marketplace_hpc.testing.relay import BrokerForwarder
 
@@ -303,7 +303,7 @@ class _Handler(BaseHTTPRequestHandler):
                 gateway.close()
             self._answer(answer.status, answer.getheaders(), content)
 
-    def _send_message(self, messages: BrokerForwarder, target: str, body: IO[bytes]) -> None:
+    def _send_message(self, messages: Messages, target: str, body: IO[bytes]) -> None:
         path, _, query = target.partition("?")
         try:
             text = body.read().decode()

@@ -15,11 +15,13 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pika
 import pika.exceptions
 
+from aiida_marketplace_hpc.gateway.relay import ToGateway
+from aiida_marketplace_hpc.gateway.relay_messages import read_request
 from aiida_marketplace_hpc.testing.machine import Machine, RigError, tail, wait_until
 
 _READY = re.compile(r"^relaying to \S+$", re.MULTILINE)
@@ -127,6 +129,24 @@ class BrokerAnswer:
         return json.loads(self.body)
 
 
+def request_message(
+    method: str,
+    endpoint: str,
+    query: Mapping[str, str] | None,
+    headers: Mapping[str, str] | None,
+    body: str | None,
+) -> bytes:
+    """A request in the published form."""
+    fields = {"endpoint": endpoint, "query_params": query, "headers": headers or None, "method": method, "body": body}
+    return json.dumps(fields).encode()
+
+
+def answer_in(message: bytes) -> BrokerAnswer:
+    """The answer in a message of the published form."""
+    fields = json.loads(message)
+    return BrokerAnswer(fields["status_code"], fields["headers"] or {}, fields["body"] or "")
+
+
 class BrokerClient:
     """Asks for things by putting messages into a queue, as the published platform does; a context manager.
 
@@ -175,14 +195,7 @@ class BrokerClient:
         headers: Mapping[str, str] | None = None,
     ) -> str:
         """Send a request, and return its ``correlation_id``."""
-        request = {
-            "endpoint": endpoint,
-            "query_params": query,
-            "headers": {**self._headers, **(headers or {})} or None,
-            "method": method,
-            "body": body,
-        }
-        return self.send_raw(json.dumps(request).encode())
+        return self.send_raw(request_message(method, endpoint, query, {**self._headers, **(headers or {})}, body))
 
     def send_raw(self, message: bytes, *, reply_to: str | None = None, correlation_id: str | None = None) -> str:
         """Send any message; ``reply_to`` is by default the own queue for answers, ``""`` none."""
@@ -202,8 +215,7 @@ class BrokerClient:
             if time.monotonic() > deadline:
                 raise RigError(f"no answer to {correlation_id} within {within:g} s")
             self._connection.process_data_events(time_limit=0.1)
-        fields = json.loads(self._arrived[correlation_id].pop(0))
-        return BrokerAnswer(fields["status_code"], fields["headers"] or {}, fields["body"] or "")
+        return answer_in(self._arrived[correlation_id].pop(0))
 
     def delete_queue(self) -> None:
         """Delete the queue of requests, with all that waits in it."""
@@ -222,6 +234,42 @@ class BrokerClient:
 
     def _take(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         self._arrived.setdefault(properties.correlation_id, []).append(body)
+
+
+class Messages(Protocol):
+    """Hands requests to an app as messages."""
+
+    def ask(
+        self, method: str, endpoint: str, query: Mapping[str, str], headers: Mapping[str, str], body: str | None
+    ) -> BrokerAnswer:
+        """Send a request and wait for the answer.
+
+        :raises RigError: there is none in time.
+        :raises ConnectionError: whoever brings the messages is not there, or has gone before the answer came.
+        """
+
+    def close(self) -> None:
+        """Let go of what is not in use. May be repeated."""
+
+
+class RelayInProcess:
+    """A relay without a broker: reads what would be in a message, and writes what would be in the next.
+
+    :param limit: bytes of an answer.
+    """
+
+    def __init__(self, gateway_url: str, limit: int) -> None:
+        self._gateway = ToGateway(gateway_url, 60.0, limit)
+
+    def ask(
+        self, method: str, endpoint: str, query: Mapping[str, str], headers: Mapping[str, str], body: str | None
+    ) -> BrokerAnswer:
+        """Hand a request to the gateway."""
+        message = request_message(method, endpoint, query, headers, body)
+        return answer_in(self._gateway.answer(read_request(message)))
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
 
 class BrokerForwarder:

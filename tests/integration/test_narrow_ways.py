@@ -105,7 +105,7 @@ strict = orm.Computer("strict", "strict", "", "marketplace_hpc", "marketplace_hp
 strict.set_minimum_job_poll_interval(0.2)
 strict.set_default_mpiprocs_per_machine(1)
 strict.configure(url=URL, app_id=APP, token_source="env:MP_ACCESS_TOKEN", safe_interval=0, use_login_shell=False)
-bash = {"computer": strict, "filepath_executable": code.filepath_executable}
+bash = {"computer": strict, "filepath_executable": str(code.filepath_executable)}
 print(json.dumps(orm.InstalledCode(label="bash", default_calc_job_plugin="core.arithmetic.add", **bash).store().pk))
 """
 ADD = """\
