@@ -13,10 +13,10 @@ from aiida_marketplace_hpc.client.auth import StaticToken
 from aiida_marketplace_hpc.client.body import SMALLEST, BodyLimit
 from aiida_marketplace_hpc.client.gateway import HpcGateway
 from aiida_marketplace_hpc.client.info import INFO_AGE
-from aiida_marketplace_hpc.errors import FileError, IntegrityError, NotSupported, Unavailable
+from aiida_marketplace_hpc.errors import FileError, IntegrityError, NotSupported, Phase, Unavailable
 from aiida_marketplace_hpc.protocol import BY_NAME, CAPABILITIES, EXTENSIONS
 from aiida_marketplace_hpc.testing.backend import FakeBackend
-from aiida_marketplace_hpc.testing.faults import CutAnswer, CutRequest, FlipInAnswer, LoseAnswer
+from aiida_marketplace_hpc.testing.faults import CutAnswer, CutRequest, FlipInAnswer, LoseAnswer, Refuse
 from aiida_marketplace_hpc.testing.platform import APP_ID, Platform, offers_of_table
 from aiida_marketplace_hpc.testing.relay import RelayInProcess
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
@@ -218,6 +218,18 @@ def test_what_is_not_to_be_repeated_is_not_repeated_in_the_envelope(nine: Platfo
     assert len(nine.proxy.requests) == before + 1
     nine.proxy.inject(LoseAnswer(), only=lambda request: request.path.endswith("newTransformation"))
     assert gateway.ask("usage", path=str(home))["entries"] >= 1
+
+
+def test_where_the_way_cannot_be_found_out_nothing_was_asked(nine: Platform, served: ServedGateway) -> None:
+    gateway = client(nine, sleep=lambda _: None)
+    jobid = gateway.create_job(JOB)
+    nine.proxy.inject(Refuse(503), times=None, only=lambda request: request.path.endswith("heartbeat"))
+    with pytest.raises(Unavailable) as caught:
+        gateway.cancel_job(jobid, unlaunched=True)
+    # Else it would be taken for the gateway's word that the job is to end.
+    assert caught.value.phase is Phase.NOT_SENT
+    nine.proxy.clear()
+    assert gateway.cancel_job(jobid, unlaunched=True)["state"] == "CANCELLED"
 
 
 def test_an_answer_without_a_file_in_it_is_no_file(

@@ -74,9 +74,10 @@ def set_mode(platform: Platform, mode: dict[str, Any]) -> None:
 def _cases() -> Iterator[Any]:
     others = itertools.cycle(MODES[1:])
     for number, name in enumerate(ACTIONS):
-        chosen = MODES if WHOLE else [MODES[0], *([] if number % 8 else [next(others)])]
-        for mode in chosen:
-            yield pytest.param(name, mode, id=f"{name}-{said(mode)}")
+        for mode in MODES if WHOLE else [MODES[0], *([] if number % 8 else [next(others)])]:
+            # All of them in the strictest mode take some time.
+            marks = [pytest.mark.services] if number % 2 and not WHOLE else []
+            yield pytest.param(name, mode, id=f"{name}-{said(mode)}", marks=marks)
 
 
 @pytest.mark.parametrize(("name", "mode"), list(_cases()))
