@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, NotSupported
-from aiida_marketplace_hpc.protocol import BY_NAME, CAPABILITIES, ENVELOPE, RELAY_HEADER, Capability
+from aiida_marketplace_hpc.protocol import BY_NAME, CAPABILITIES, ENVELOPE, Capability
 
 _METHODS = {capability.method for capability in CAPABILITIES} | {"HEAD"}
 _NOT_FORWARDED = {
@@ -29,8 +29,6 @@ _NOT_FORWARDED = {
     "accept-encoding",
     # Whom the gateway believes these from is its operator's choice, and not that of whoever writes a message.
     *("forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"),
-    # The relay's own.
-    RELAY_HEADER.lower(),
 }
 _NOT_ANSWERED = {
     "connection",

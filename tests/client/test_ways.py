@@ -143,11 +143,22 @@ def test_an_app_that_is_registered_anew_is_noticed(served: ServedGateway, tmp_pa
         now[0] = INFO_AGE + 1
         assert gateway.ask("stat", path=f"{home}/a")["size"] == 1000
         assert asked(platform)[-3:] == [APP_ID, "getInfo", "query"]
-        # Without a refusal: what is not declared is dropped.
-        platform.undeclared = "drop"
+
+
+def test_an_app_that_offers_less_is_noticed_without_a_refusal(served: ServedGateway, tmp_path: Path) -> None:
+    now = [0.0]
+    (tmp_path / "a").write_bytes(os.urandom(1000))
+    with Platform(served.url, undeclared="drop") as platform:
+        gateway = client(platform, clock=lambda: now[0])
+        gateway.application()
+        now[0] = INFO_AGE / 2
+        home = gateway.info()["home"]
         platform.offers = offers_of_table(published=True)
-        now[0] = 2 * INFO_AGE + 2
-        assert gateway.download_file("home", "a") == (tmp_path / "a").read_bytes()
+        now[0] = INFO_AGE + 1  # What the gateway said is used for some time yet, but no longer what the platform said.
+        (tmp_path / "folder").mkdir()
+        gateway.put_tree(tmp_path / "folder", f"{home}/folder")
+        # Of an upload whose parameters are dropped, this would be a file.
+        assert Path(home, "folder").is_dir()
         assert asked(platform)[-4:] == [APP_ID, "heartbeat", "newTransformation", "newTransformation"]
 
 
