@@ -11,23 +11,20 @@ from typing import Any, NamedTuple, TypeVar
 
 from aiida_marketplace_hpc.client import pending, transfer
 from aiida_marketplace_hpc.client.answer import Answer
-from aiida_marketplace_hpc.client.application import Application, ask_application, described
+from aiida_marketplace_hpc.client.application import Application
 from aiida_marketplace_hpc.client.auth import DEFAULT_SOURCE, TokenSource
-from aiida_marketplace_hpc.client.body import BodyLimit, FileBody, FormBody
+from aiida_marketplace_hpc.client.body import FileBody, FormBody
 from aiida_marketplace_hpc.client.folder import Destination, Progress, Received
-from aiida_marketplace_hpc.client.info import InfoCache, Root
-from aiida_marketplace_hpc.client.packing import CARRIER, Way, as_text, in_envelope
+from aiida_marketplace_hpc.client.info import Root
+from aiida_marketplace_hpc.client.passage import Passage
 from aiida_marketplace_hpc.client.retry import RetryPolicy
-from aiida_marketplace_hpc.client.routes import DirectRoute, ProxyRoute, Route, Target, Value
+from aiida_marketplace_hpc.client.routes import DirectRoute, ProxyRoute, Route, Value
 from aiida_marketplace_hpc.client.session import Body, GatewaySession, Request, Timeouts, json_body
 from aiida_marketplace_hpc.errors import (
     Forbidden,
     GatewayError,
     InvalidRequest,
-    MarketplaceHpcError,
-    NotFound,
     NotSupported,
-    Phase,
     ServerFault,
     TooLarge,
     from_wire,
@@ -86,11 +83,9 @@ class HpcGateway:
         self.machine = machine
         self.token_source = TokenSource.parse(token_source) if isinstance(token_source, str) else token_source
         self._session = GatewaySession(self.token_source, timeouts=timeouts, retry=retry, clock=clock, sleep=sleep)
-        self.body_limit = BodyLimit(proxied=bool(app_id))
         self._clock = clock
-        self._way = Way()
-        self._info = InfoCache(self.url, self._ask_info, clock)
-        self._application = InfoCache(self.url, self._ask_application, clock)
+        self._passage = Passage(self._route, self._session, self._learn, clock)
+        self.body_limit = self._passage.body_limit
 
     @classmethod
     def from_environment(cls) -> HpcGateway:
@@ -134,7 +129,7 @@ class HpcGateway:
             answer.json()
             return answer.date
 
-        moment = self._send(self._request("heartbeat"), read)
+        moment = self._passage.send(self._request("heartbeat"), read)
         if moment is None:
             return None
         # The header has whole seconds.
@@ -240,7 +235,7 @@ class HpcGateway:
         :param refresh: ask again now.
         :raises NotSupported: this is a classic gateway, which has only the nine, or the url is wrong.
         """
-        return self._info.get(refresh)
+        return self._passage.info.get(refresh)
 
     def application(self) -> Application:
         """Ask the MarketPlace for the app: the version of its API and the capabilities on offer. May be repeated.
@@ -250,7 +245,7 @@ class HpcGateway:
 
         :raises NotSupported: there is no such app, the caller may not use it, or the gateway is asked directly.
         """
-        return described(self.url, self.app_id, self._application.get())
+        return self._passage.application()
 
     def extensions(self) -> frozenset[str]:
         """What the gateway offers beyond the nine; nothing for a classic one. May be repeated."""
@@ -272,7 +267,7 @@ class HpcGateway:
 
     def roots(self) -> tuple[Root, ...]:
         """The folders on the cluster that the gateway reaches. May be repeated."""
-        return self._info.roots()
+        return self._passage.info.roots()
 
     def locate(self, path: str) -> Place:
         """Find the root that a path lies below, the innermost if there are several. May be repeated.
@@ -366,7 +361,7 @@ class HpcGateway:
         request = replace(
             self._request("query", fields={}, repeatable=repeatable), body=lambda: json_body(body())(), seconds=seconds
         )
-        return self._send(request, lambda answer: (answer.json(), answer.request_id))
+        return self._passage.send(request, lambda answer: (answer.json(), answer.request_id))
 
     def ask(self, op: str, **fields: Any) -> Json:
         """Do one operation of :meth:`query` and return its result. May be repeated if the operation may.
@@ -553,7 +548,7 @@ class HpcGateway:
         """
         target = self._route.target("createDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
         request = Request(target, body, content_type, repeatable=repeatable, transfer=True, once=once)
-        return self._send(request, Answer.json)
+        return self._passage.send(request, Answer.json)
 
     def download(
         self, place: Place, handle: Callable[[Answer], T], *, parameters: Mapping[str, Value], once: bool = False
@@ -563,7 +558,7 @@ class HpcGateway:
         :param once: a single attempt, to be repeated by :meth:`persist`.
         """
         target = self._route.target("getDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
-        return self._send(Request(target, accept="*/*", repeatable=True, transfer=True, once=once), handle)
+        return self._passage.send(Request(target, accept="*/*", repeatable=True, transfer=True, once=once), handle)
 
     def persist(self, attempt: Callable[[], T], progress: Callable[[], int]) -> T:
         """Call ``attempt``, which makes several requests and goes on where it stopped, until it succeeds or gets no further.
@@ -573,100 +568,10 @@ class HpcGateway:
         """
         return self._session.persist(attempt, progress)
 
-    def _ask_info(self) -> Json:
-        offered = self.application().capabilities if self.app_id else None
-        try:
-            info, nine_only = self._look()
-        except (NotFound, NotSupported):
-            self._way = Way(offered=offered)
-            self.body_limit.suit(coded=False)
-            raise
-        route = info.get("route")
-        route = route if isinstance(route, dict) else {}
-        text_only, limit = route.get("text_only") is True, route.get("answer_limit")
-        self._way = Way("envelope" in info.get("extensions", ()), nine_only, text_only, offered)
-        self.body_limit.suit(coded=nine_only or text_only, answer_limit=limit if isinstance(limit, int) else None)
+    def _learn(self, info: Json) -> None:
         margin = info.get("auth", {}).get("refresh_margin")
         if isinstance(margin, (int, float)):
             self.token_source.margin = max(0.0, float(margin))
-        return info
-
-    def _look(self) -> tuple[Json, bool]:
-        """Ask for what the gateway says about itself, without anything that a published one would take for a job.
-
-        :return: that, and whether the way lets through nothing but the nine.
-        """
-        request, plain = self._request("getInfo"), Way()
-        if not self.app_id or self.application().offers("getInfo"):
-            try:
-                return self._send(request, Answer.json, plain), False
-            except NotFound as exc:
-                refused: NotFound | NotSupported = exc
-                if not self.app_id:
-                    raise
-        else:
-            refused = NotSupported(
-                f"the app {self.app_id} offers only what was published on {self.url}, and the gateway behind it is a classic "
-                "one, which cannot do that"
-            )
-        offered = self.application()
-        if offered.offers("heartbeat") and offered.offers(CARRIER):
-            # A published gateway makes a folder of a newTransformation that it does not understand; this it answers.
-            beat = self._send(self._request("heartbeat"), Answer.json, plain)
-            if "envelope" in beat.get("extensions", ()):
-                return self._send(request, Answer.json, Way(envelope=True, nine_only=True)), True
-        raise refused
-
-    def _ask_application(self) -> Json:
-        if not isinstance(self._route, ProxyRoute):
-            raise NotSupported(f"{self.url} is asked directly: only an app on the MarketPlace has a description")
-        request = Request(self._route.application(), repeatable=True)
-        return ask_application(self.url, self.app_id, lambda: self._session.call(request, Answer.json))
-
-    def _send(self, request: Request, handle: Callable[[Answer], T], way: Way | None = None) -> T:
-        """Send a request in the form in which it gets through.
-
-        :param way: is known; else it is asked for, where the form depends on it.
-        """
-        known = self._way_of(request.target) if way is None else way
-        try:
-            return self._send_by(known, request, handle)
-        except (NotFound, InvalidRequest, Forbidden) as exc:
-            # Something on the way refused it. The app may have been registered anew meanwhile.
-            if way is not None or not (exc.foreign and self.app_id and request.target.has_additions):
-                raise
-            self._application.forget()
-            self._info.forget()
-            if self._way_of(request.target) == known:
-                raise
-            return self._send_by(self._way, request, handle)
-
-    def _send_by(self, way: Way, request: Request, handle: Callable[[Answer], T]) -> T:
-        enclose = way.wants_envelope(request.target)
-        if self.app_id:
-            application, asked = self.application(), request.target.capability.name
-            enclose = enclose or (way.envelope and not application.offers(asked))
-            application.require(CARRIER if enclose else asked)
-        if enclose:
-            request, handle = in_envelope(request, handle, self._route.target(CARRIER))
-        elif way.wants_text(request.target):
-            request, handle = as_text(request, handle)
-        return self._session.call(request, handle)
-
-    def _way_of(self, target: Target) -> Way:
-        """What is known of the way, after a question where the form of this request depends on it."""
-        if self.app_id and target.has_additions:
-            if self.application().capabilities != self._way.offered:
-                self._info.forget()
-            try:
-                self._info.get()
-            except NotSupported:
-                pass
-            except MarketplaceHpcError as exc:
-                # What was to be asked never left.
-                exc.phase = Phase.NOT_SENT
-                raise
-        return self._way
 
     def _create(self, fields: Mapping[str, Any]) -> Json:
         if self.machine and "machine" not in fields:
@@ -686,7 +591,7 @@ class HpcGateway:
         repeatable: bool | None = None,
     ) -> Json:
         request = self._request(capability, parameters, fields=fields, repeatable=repeatable)
-        return self._send(request, Answer.json)
+        return self._passage.send(request, Answer.json)
 
     def _request(
         self,
