@@ -119,7 +119,7 @@ def write(
 
     :param entries: each entry with the open file of its content (``None`` for folders and links), read from where it
         stands and not closed: a generator that opens them is closed itself, wherever the bundle ends.
-    :param limit: bytes of content after which no further entry is begun; the bundle then says that there is more.
+    :param limit: bytes after which no further entry is begun; the bundle then says that there is more.
     :raises IntegrityError: when a file has fewer bytes than announced; the bundle then has no end, which the receiver sees.
     """
     yield MAGIC
@@ -139,10 +139,13 @@ def write(
                 more = True
                 break
             count += 1
-            yield entry.to_line()
+            line = entry.to_line()
+            written += len(line)
+            yield line
             if content is not None:
-                yield from _content(entry, content)
-                written += entry.end - entry.offset
+                for chunk in _content(entry, content):
+                    written += len(chunk)
+                    yield chunk
     yield end_line(count, more)
 
 

@@ -118,6 +118,8 @@ class GatewayError(MarketplaceHpcError):
     code = "gateway_error"
     status: ClassVar[int] = 500
     phase = Phase.ANSWERED
+    foreign = False
+    """Whether it is not in the form of a gateway of this package: said by a proxy on the way, or a classic gateway."""
 
     def __init__(self, message: str, *, request_id: str | None = None, retryable: bool | None = None) -> None:
         super().__init__(message)

@@ -29,12 +29,27 @@ EXTENSIONS = (
     "resume",
     "operation-keys",
     "base64",
+    "envelope",
 )
-"""What a gateway of this version offers beyond the nine, as ``getInfo`` announces it."""
+"""What a gateway of this version offers beyond the nine, as ``getInfo`` announces it, and ``heartbeat``."""
+
+ENVELOPE = "marketplace_hpc"
+"""The reserved key of the body of ``newTransformation``: what it holds is another capability's request, for a platform that
+passes only the nine as published. Nothing else may stand beside it."""
+ENVELOPE_FIELDS: dict[str, str] = {
+    "capability": "the name of what is asked for: any but `newTransformation`",
+    "parameters": "its path and query parameters, each as the text that would stand in the address",
+    "fields": "its JSON body",
+    "content": "its body, if that is a file, as base64; sizes, offsets and digests are those of the file itself",
+}
+"""What stands in the envelope. The answer is the capability's own, errors and statuses included; that of a download is an
+object with the file as base64 in ``content``, and its digest in ``digest`` where it is known beforehand."""
 
 REQUEST_ID_HEADER = "X-Request-Id"
 DIGEST_HEADER = "Repr-Digest"
 """The digest of what a download answers with, as RFC 9530 writes it, where the gateway has it beforehand."""
+RELAY_HEADER = "X-Marketplace-Hpc-Relay"
+"""By this the relay marks what it hands on: only text survives on the way. Its value is the largest answer, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -518,6 +533,8 @@ INFO_FIELDS: dict[str, str] = {
     "home": "the absolute path of the caller's home on the cluster",
     "roots": "the folders below which the caller reaches everything: `name`, `path`, `read_only`, `free` bytes",
     "limits": "how much may be asked for in one request",
+    "route": "what the way on which this was asked lets through: with `text_only` nothing but text, and then at most "
+    "`answer_limit` bytes in an answer, if that is known",
 }
 """The fields of the answer of ``getInfo``, and what each says; an older gateway may leave some away."""
 

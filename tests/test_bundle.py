@@ -75,3 +75,12 @@ def test_a_file_that_shrinks_while_it_is_sent_is_no_bundle() -> None:
 def test_anything_malformed_is_refused(data: bytes) -> None:
     with pytest.raises(IntegrityError):
         unpacked(data, 4096)
+
+
+def test_the_limit_counts_what_stands_around_the_content() -> None:
+    entries = [(Entry(f"{number:03}", "file"), io.BytesIO()) for number in range(100)]
+    stream = b"".join(write(iter(entries), limit=1000))
+    assert 1000 < len(stream) < 1000 + 300
+    reader = Reader(io.BytesIO(stream).read)
+    assert 5 < len(list(reader)) < 50
+    assert reader.more

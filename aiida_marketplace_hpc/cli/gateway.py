@@ -78,6 +78,12 @@ gateway.add_command(relay)
     help="How long requests and transfers under way go on when the gateway is asked to stop.  [default: 30]",
 )
 @click.option(
+    "--text-only",
+    is_flag=True,
+    default=None,
+    help="Tell clients that only text survives on the way, as it is behind the published relay.",
+)
+@click.option(
     "--access-log",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Append a JSON line for each request and operation.",

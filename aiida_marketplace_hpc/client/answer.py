@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Callable
+from copy import copy
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,6 +39,8 @@ class Answer:
         self._response = response
         self._failure = failure
         self._received = 0
+        self._digest: str | None = response.headers.get(DIGEST_HEADER)
+        self._read: Callable[[int], bytes] = self._raw
         self.request_id: str = response.headers.get(REQUEST_ID_HEADER) or request_id
         """The id under which the gateway's log has the details."""
 
@@ -48,7 +51,7 @@ class Answer:
     @property
     def digest(self) -> str | None:
         """The digest of the body that was announced, as RFC 9530 writes it; proxies may have dropped it."""
-        return self._response.headers.get(DIGEST_HEADER)
+        return self._digest
 
     @property
     def date(self) -> float | None:
@@ -64,11 +67,24 @@ class Answer:
         text = self._response.headers.get("Content-Length", "")
         return int(text) if text.isdecimal() and "Content-Encoding" not in self._response.headers else None
 
+    def unpacked(self, read: Callable[[int], bytes], digest: str | None) -> Answer:
+        """The same answer without what its content was packed in for the way.
+
+        :param read: reads at most so many bytes of the content, ``b""`` at the end.
+        :param digest: of the content.
+        """
+        answer = copy(self)
+        answer._read, answer._digest = read, digest
+        return answer
+
     def read(self, size: int) -> bytes:
         """Return at most ``size`` bytes, ``b""`` at the end.
 
         :raises ConnectionFailed: the answer breaks off or stalls.
         """
+        return self._read(size)
+
+    def _raw(self, size: int) -> bytes:
         try:
             piece = bytes(self._response.raw.read(size, decode_content=True))
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as exc:
@@ -132,7 +148,8 @@ class Answer:
         fields = body if isinstance(body, dict) else {}
         error = from_wire(response.status_code, body)
         error.request_id = error.request_id or self.request_id
-        if "code" not in fields and response.status_code >= 500:
+        error.foreign = "code" not in fields
+        if error.foreign and response.status_code >= 500:
             # Not the gateway's own words: a proxy whose upstream did not answer in time may have passed the request on.
             error.phase = Phase.MAYBE_SENT
         if isinstance(error, Busy):

@@ -37,6 +37,10 @@ class Application:
     api_version: str = ""
     capabilities: frozenset[str] | None = None
 
+    def offers(self, capability: str) -> bool:
+        """Whether a capability is on offer, as far as is said."""
+        return self.capabilities is None or capability in self.capabilities
+
     def require(self, capability: str) -> None:
         """Make sure that a capability can be asked for.
 
@@ -48,7 +52,7 @@ class Application:
                 f"the app {self.app_id} speaks version {self.api_version} of the MarketPlace's API, and this client knows "
                 "0.x only: install a newer one"
             )
-        if self.capabilities is not None and capability not in self.capabilities:
+        if not self.offers(capability):
             raise NotSupported(
                 f"the app {self.app_id} does not offer {capability} on {self.url}: its provider must register it there, with "
                 "the OpenAPI document of a gateway that has it"

@@ -22,24 +22,59 @@ SMALLEST = 960 * 1024
 """Bytes of the smallest body that is tried; many proxies refuse more than 1 MiB."""
 MARGIN = 64
 """Bytes that a bundle may get longer than the sum of its entries: its last line counts them."""
+_TEXT = 4 * 1024 * 1024
+"""Bytes of a body that travels as text: in a broker's message, which is held in memory as a whole at each of its stations."""
+_PIECE = 1024 * 1024
+_LINES = 80 * 1024
+"""Bytes of what stands around the content of an answer: in a bundle one line more, in a message the headers."""
 _OPEN = 64 * 1024 * 1024  # What is lost, or held in a proxy's memory, is bounded; that many bytes hide a round trip.
 
 
 class BodyLimit:
-    """How large the bodies of one gateway's requests and answers may be, in bytes, as far as is known.
+    """How large the bodies of one gateway's requests and answers may be, in bytes of content, as far as is known.
+
+    What travels as base64 takes a third more on the way. ``size`` is the largest body, ``segment`` that up to which a file
+    travels in one piece, ``smallest`` the smallest that is tried; ``answer`` the length that is asked for at once, ``None``
+    for all; ``piece`` the same for a piece of a file.
 
     :param proxied: a platform's proxy is on the way, which may hold bodies in memory.
     """
 
     def __init__(self, *, proxied: bool) -> None:
-        self.size = SEGMENT if proxied else _OPEN
-        self.answer = SEGMENT if proxied else None
+        self._proxied = proxied
+        self._suits: tuple[bool, int | None] = (False, None)
+        self._begin()
+
+    def suit(self, *, coded: bool, answer_limit: int | None = None) -> None:
+        """Fit what was found out about the way; what was learnt on the same way is kept.
+
+        :param coded: content travels as base64.
+        :param answer_limit: bytes of an answer, as it travels.
+        """
+        if self._suits != (coded, answer_limit):
+            self._suits = (coded, answer_limit)
+            self._begin()
+
+    def _begin(self) -> None:
+        coded, answer_limit = self._suits
+        self.segment = _TEXT if coded else SEGMENT
+        self.smallest = SMALLEST // 4 * 3 if coded else SMALLEST
+        self.size = SEGMENT if self._proxied else _OPEN
+        self.answer = SEGMENT if self._proxied else None
+        self.piece: int | None = None
+        if coded:
+            self.size = _TEXT
+            # A bundle ends with the entry that reaches the length.
+            fits = _TEXT if answer_limit is None else answer_limit // 4 * 3 - PART - _LINES
+            self.answer = max(1, min(_TEXT, fits))
+            # Up to that, a piece comes with its digest.
+            self.piece = max(1, min(_PIECE, fits))
 
     def refused(self, size: int) -> bool:
         """Note that a body of that size was refused as too large; whether a smaller one can be tried."""
-        if size <= SMALLEST:
+        if size <= self.smallest:
             return False
-        self.size = min(self.size, SEGMENT if size > SEGMENT else SMALLEST)
+        self.size = min(self.size, self.segment if size > self.segment else self.smallest)
         return True
 
 

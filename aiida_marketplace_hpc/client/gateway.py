@@ -11,13 +11,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from aiida_marketplace_hpc.client import pending, transfer
 from aiida_marketplace_hpc.client.answer import Answer
-from aiida_marketplace_hpc.client.application import Application, ask_application, described
+from aiida_marketplace_hpc.client.application import Application
 from aiida_marketplace_hpc.client.auth import DEFAULT_SOURCE, TokenSource
-from aiida_marketplace_hpc.client.body import BodyLimit, FileBody, FormBody
+from aiida_marketplace_hpc.client.body import FileBody, FormBody
 from aiida_marketplace_hpc.client.folder import Destination, Progress, Received
-from aiida_marketplace_hpc.client.info import InfoCache, Root
+from aiida_marketplace_hpc.client.info import Root
+from aiida_marketplace_hpc.client.passage import Passage
 from aiida_marketplace_hpc.client.retry import RetryPolicy
-from aiida_marketplace_hpc.client.routes import DirectRoute, ProxyRoute, Route, Target, Value
+from aiida_marketplace_hpc.client.routes import DirectRoute, ProxyRoute, Route, Value
 from aiida_marketplace_hpc.client.session import Body, GatewaySession, Request, Timeouts, json_body
 from aiida_marketplace_hpc.errors import (
     Forbidden,
@@ -25,6 +26,7 @@ from aiida_marketplace_hpc.errors import (
     InvalidRequest,
     NotSupported,
     ServerFault,
+    TooLarge,
     from_wire,
 )
 from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATIONS
@@ -82,10 +84,9 @@ class HpcGateway:
         self.machine = machine
         self.token_source = TokenSource.parse(token_source) if isinstance(token_source, str) else token_source
         self._session = GatewaySession(self.token_source, timeouts=timeouts, retry=retry, clock=clock, sleep=sleep)
-        self.body_limit = BodyLimit(proxied=bool(app_id))
         self._clock = clock
-        self._info = InfoCache(self.url, self._ask_info, clock)
-        self._application = InfoCache(self.url, self._ask_application, clock)
+        self._passage = Passage(self._route, self._session, self._learn, clock)
+        self.body_limit = self._passage.body_limit
 
     @classmethod
     def from_environment(cls) -> HpcGateway:
@@ -129,7 +130,7 @@ class HpcGateway:
             answer.json()
             return answer.date
 
-        moment = self._session.call(self._request("heartbeat"), read)
+        moment = self._passage.send(self._request("heartbeat"), read)
         if moment is None:
             return None
         # The header has whole seconds.
@@ -235,7 +236,7 @@ class HpcGateway:
         :param refresh: ask again now.
         :raises NotSupported: this is a classic gateway, which has only the nine, or the url is wrong.
         """
-        return self._info.get(refresh)
+        return self._passage.info.get(refresh)
 
     def application(self) -> Application:
         """Ask the MarketPlace for the app: the version of its API and the capabilities on offer. May be repeated.
@@ -245,7 +246,7 @@ class HpcGateway:
 
         :raises NotSupported: there is no such app, the caller may not use it, or the gateway is asked directly.
         """
-        return described(self.url, self.app_id, self._application.get())
+        return self._passage.application()
 
     def extensions(self) -> frozenset[str]:
         """What the gateway offers beyond the nine; nothing for a classic one. May be repeated."""
@@ -267,7 +268,7 @@ class HpcGateway:
 
     def roots(self) -> tuple[Root, ...]:
         """The folders on the cluster that the gateway reaches. May be repeated."""
-        return self._info.roots()
+        return self._passage.info.roots()
 
     def locate(self, path: str) -> Place:
         """Find the root that a path lies below, the innermost if there are several. May be repeated.
@@ -318,11 +319,26 @@ class HpcGateway:
         results: list[Json | GatewayError] = []
         for start in range(0, len(operations), MAX_OPERATIONS):
             part = operations[start : start + MAX_OPERATIONS]
-            rows, request_id = self._query(part, stop_on_error)
+            rows, request_id = self._query_in_pieces(part, stop_on_error)
             results += [_result(row, request_id) for row in rows]
             if len(rows) < len(part):
                 break
         return results
+
+    def _query_in_pieces(self, operations: Sequence[Mapping[str, Any]], stop_on_error: bool) -> tuple[list[Json], str]:
+        """Send a list in one request, or in as many as a proxy wants that takes only small bodies."""
+        try:
+            return self._query(operations, stop_on_error)
+        except TooLarge as exc:
+            # In the gateway's own words it is about what was asked for, and not about how much was sent.
+            if not exc.foreign or len(operations) < 2:
+                raise
+        half = len(operations) // 2
+        rows, request_id = self._query_in_pieces(operations[:half], stop_on_error)
+        if not stop_on_error or all(row.get("ok") for row in rows):
+            more, request_id = self._query_in_pieces(operations[half:], stop_on_error)
+            rows = rows + more
+        return rows, request_id
 
     def _query(self, operations: Sequence[Mapping[str, Any]], stop_on_error: bool) -> tuple[list[Json], str]:
         body = {"operations": [dict(operation) for operation in operations], "stop_on_error": stop_on_error}
@@ -346,7 +362,7 @@ class HpcGateway:
         request = replace(
             self._request("query", fields={}, repeatable=repeatable), body=lambda: json_body(body())(), seconds=seconds
         )
-        return self._session.call(request, lambda answer: (answer.json(), answer.request_id))
+        return self._passage.send(request, lambda answer: (answer.json(), answer.request_id))
 
     def ask(self, op: str, **fields: Any) -> Json:
         """Do one operation of :meth:`query` and return its result. May be repeated if the operation may.
@@ -531,9 +547,9 @@ class HpcGateway:
         :param body: makes the body, once per attempt.
         :param once: a single attempt, to be repeated by :meth:`persist`.
         """
-        target = self._target("createDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
+        target = self._route.target("createDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
         request = Request(target, body, content_type, repeatable=repeatable, transfer=True, once=once)
-        return self._session.call(request, Answer.json)
+        return self._passage.send(request, Answer.json)
 
     def download(
         self, place: Place, handle: Callable[[Answer], T], *, parameters: Mapping[str, Value], once: bool = False
@@ -542,8 +558,8 @@ class HpcGateway:
 
         :param once: a single attempt, to be repeated by :meth:`persist`.
         """
-        target = self._target("getDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
-        return self._session.call(Request(target, accept="*/*", repeatable=True, transfer=True, once=once), handle)
+        target = self._route.target("getDataset", {"jobid": place.jobid, "filename": place.path, **parameters})
+        return self._passage.send(Request(target, accept="*/*", repeatable=True, transfer=True, once=once), handle)
 
     def persist(self, attempt: Callable[[], T], progress: Callable[[], int]) -> T:
         """Call ``attempt``, which makes several requests and goes on where it stopped, until it succeeds or gets no further.
@@ -553,25 +569,11 @@ class HpcGateway:
         """
         return self._session.persist(attempt, progress)
 
-    def _ask_info(self) -> Json:
-        info = self._call("getInfo")
+    def _learn(self, info: Json) -> None:
         check_gateway(info, self.url)
         margin = info.get("auth", {}).get("refresh_margin")
         if isinstance(margin, (int, float)):
             self.token_source.margin = max(0.0, float(margin))
-        return info
-
-    def _ask_application(self) -> Json:
-        if not isinstance(self._route, ProxyRoute):
-            raise NotSupported(f"{self.url} is asked directly: only an app on the MarketPlace has a description")
-        request = Request(self._route.application(), repeatable=True)
-        return ask_application(self.url, self.app_id, lambda: self._session.call(request, Answer.json))
-
-    def _target(self, capability: str, parameters: Mapping[str, Value] | None = None) -> Target:
-        target = self._route.target(capability, parameters)
-        if self.app_id:
-            self.application().require(capability)
-        return target
 
     def _create(self, fields: Mapping[str, Any]) -> Json:
         if self.machine and "machine" not in fields:
@@ -591,7 +593,7 @@ class HpcGateway:
         repeatable: bool | None = None,
     ) -> Json:
         request = self._request(capability, parameters, fields=fields, repeatable=repeatable)
-        return self._session.call(request, Answer.json)
+        return self._passage.send(request, Answer.json)
 
     def _request(
         self,
@@ -601,7 +603,7 @@ class HpcGateway:
         fields: Mapping[str, Any] | None = None,
         repeatable: bool | None = None,
     ) -> Request:
-        target = self._target(capability, parameters)
+        target = self._route.target(capability, parameters)
         row = target.capability
         return Request(
             target,

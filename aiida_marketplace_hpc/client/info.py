@@ -74,6 +74,11 @@ class InfoCache:
         mine.set_result(answer)
         return _raised(answer)
 
+    def forget(self) -> None:
+        """Ask again when the answer is wanted next: something did not fit it."""
+        with self._lock:
+            self._known = None
+
     def roots(self) -> tuple[Root, ...]:
         """Return the folders that the gateway reaches."""
         return tuple(

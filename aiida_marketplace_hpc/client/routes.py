@@ -31,12 +31,14 @@ class Target:
 
     :param url: without the query.
     :param parameters: the query parameters, decoded; bytes that are not UTF-8 are surrogate escapes.
+    :param given: all parameters, those of the path included.
     """
 
     capability: Capability
     method: str
     url: str
     parameters: tuple[tuple[str, str], ...] = ()
+    given: tuple[tuple[str, str], ...] = ()
 
     @property
     def full_url(self) -> str:
@@ -45,6 +47,12 @@ class Target:
             return self.url
         # Encoded here and not by requests, which refuses file names that are not UTF-8.
         return f"{self.url}?{urlencode(self.parameters, quote_via=quote, errors='surrogateescape')}"
+
+    @property
+    def has_additions(self) -> bool:
+        """Whether it asks for something that the published gateway does not have."""
+        row = self.capability
+        return not row.published or any(not row.parameter(name).published for name, _ in self.given)
 
     @property
     def host(self) -> str:
@@ -89,7 +97,8 @@ class DirectRoute(Route):
     def target(self, capability: str, parameters: Mapping[str, Value] | None = None) -> Target:
         row = BY_NAME[capability]
         path, query = row.path, []
-        for name, text in _texts(row, parameters or {}):
+        given = tuple(_texts(row, parameters or {}))
+        for name, text in given:
             if row.parameter(name).where == "path":
                 # A dot segment would be folded away on the way and ask for something else.
                 if text in ("", ".", ".."):
@@ -97,7 +106,7 @@ class DirectRoute(Route):
                 path = path.replace(f"{{{name}}}", quote(text, safe="", errors="surrogateescape"))
             else:
                 query.append((name, text))
-        return Target(row, row.method, self.url + path, tuple(query))
+        return Target(row, row.method, self.url + path, tuple(query), given)
 
     def offers(self, capability: str) -> bool:
         return capability in BY_NAME
@@ -125,7 +134,7 @@ class ProxyRoute(Route):
         if not row.registered:
             raise NotSupported(f"{capability} is not offered through the MarketPlace: ask the gateway directly for it")
         query = tuple(_texts(row, parameters or {}))
-        return Target(row, row.method, f"{self.url}/api/applications/proxy/{self.app_id}/{row.name}", query)
+        return Target(row, row.method, f"{self.url}/api/applications/proxy/{self.app_id}/{row.name}", query, query)
 
     def offers(self, capability: str) -> bool:
         return capability in BY_NAME and BY_NAME[capability].registered

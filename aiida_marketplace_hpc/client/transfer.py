@@ -1,7 +1,7 @@
 """Files and folders, to the cluster and back: verified, resumed, with one chunk in memory at a time.
 
-Up to :data:`~aiida_marketplace_hpc.client.body.SEGMENT` a file goes up in one request as a raw body whose digest was
-announced before, a folder in one request as a bundle; what is larger in parts or segments
+Up to a segment (:class:`~aiida_marketplace_hpc.client.body.BodyLimit`) a file goes up in one request as a raw body whose
+digest was announced before, a folder in one request as a bundle; what is larger in parts or segments
 (:mod:`~aiida_marketplace_hpc.client.upload`). Whatever comes down comes as a bundle, which says itself whether it is a file or
 a folder, so that nobody has to ask first; one that breaks off goes on after the last byte that was verified.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.client.answer import Answer
-from aiida_marketplace_hpc.client.body import SEGMENT, SMALLEST, FileBody
+from aiida_marketplace_hpc.client.body import FileBody
 from aiida_marketplace_hpc.client.folder import Destination, Progress, Received, Receiver, Skip, walk
 from aiida_marketplace_hpc.client.retry import may_repeat
 from aiida_marketplace_hpc.client.upload import FolderUpload, LargeUpload
@@ -69,7 +69,8 @@ def put_file(
         "parents": parents,
         "force": force or None,
     }
-    if path.stat().st_size > min(SEGMENT, gateway.body_limit.size):
+    limit = gateway.body_limit
+    if path.stat().st_size > min(limit.segment, limit.size):
         return LargeUpload(gateway, path, place, parameters, progress).run()
     body = FileBody(path, progress)
     try:
@@ -79,16 +80,16 @@ def put_file(
             content_type=_OCTETS,
             parameters={"digest": body.digest, **parameters},
             repeatable=overwrite,
-            once=len(body) > SMALLEST,
+            once=len(body) > limit.smallest,
         )
     except (TooLarge, ConnectionFailed, IntegrityError) as exc:
-        refused = isinstance(exc, TooLarge) and gateway.body_limit.refused(len(body))
+        refused = isinstance(exc, TooLarge) and limit.refused(len(body))
         # What a proxy that cannot pass so much on does: it refuses, hangs up, or passes a part on. After a long silence there
         # is no time for another way.
         late = isinstance(exc, DeadlineExceeded)
-        if len(body) <= SMALLEST or not (refused or (may_repeat(exc, overwrite) and not late)):
+        if len(body) <= limit.smallest or not (refused or (may_repeat(exc, overwrite) and not late)):
             raise
-        return LargeUpload(gateway, path, place, parameters, progress, limit=SMALLEST).run()
+        return LargeUpload(gateway, path, place, parameters, progress, limit=limit.smallest).run()
     if answer.get("digest", body.digest) != body.digest:
         raise IntegrityError(f"{local} arrived on the cluster with a wrong digest: upload it again")
     return answer
@@ -236,6 +237,18 @@ def read_range(gateway: HpcGateway, remote: str | Place, offset: int, length: in
     :raises IntegrityError: it arrived wrong.
     """
 
+    gateway.require("ranges")
+    place = gateway.place(remote)
+    most = gateway.body_limit.piece or length
+    pieces, left = [], length
+    while True:
+        pieces.append(_range(gateway, place, offset + length - left, min(left, most)))
+        left -= len(pieces[-1])
+        if left == 0 or len(pieces[-1]) < most:
+            return b"".join(pieces)
+
+
+def _range(gateway: HpcGateway, place: Place, offset: int, length: int) -> bytes:
     def content(answer: Answer) -> bytes:
         piece = bytearray()
         while chunk := answer.read(bundle.CHUNK):
@@ -246,6 +259,4 @@ def read_range(gateway: HpcGateway, remote: str | Place, offset: int, length: in
             raise IntegrityError(f"a piece of {place.path} arrived with a wrong digest")
         return bytes(piece)
 
-    gateway.require("ranges")
-    place = gateway.place(remote)
     return gateway.download(place, content, parameters={"offset": offset, "length": length})

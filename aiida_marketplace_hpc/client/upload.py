@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiida_marketplace_hpc import bundle
-from aiida_marketplace_hpc.client.body import MARGIN, SEGMENT, SMALLEST, BundleBody, LargeFile
+from aiida_marketplace_hpc.client.body import MARGIN, BundleBody, LargeFile
 from aiida_marketplace_hpc.client.folder import Progress, Source
 from aiida_marketplace_hpc.errors import IntegrityError, MarketplaceHpcError, ServerFault, TooLarge, Unavailable
 
@@ -98,7 +98,8 @@ class LargeUpload:
         except MarketplaceHpcError:
             self._file.check()
             # A proxy that cannot pass so much on does not always say so. For this file only: it may have been chance.
-            self._limit = SEGMENT if self._limit > SEGMENT else SMALLEST
+            limit = self._gateway.body_limit
+            self._limit = limit.segment if self._limit > limit.segment else limit.smallest
             raise
         self._take(answer)
         if answer.get("held") == offset and answer.get("wait") is not True:
@@ -152,7 +153,7 @@ class FolderUpload:
         self._sources = sources
         self._rest = deque(sources)
         self._large: list[Source] = []
-        self._limit = min(SEGMENT, gateway.body_limit.size)
+        self._limit = min(gateway.body_limit.segment, gateway.body_limit.size)
         self._whole = bundle.length_of(source.entry for source in sources) <= self._limit
         self._answer: Json | None = None
         self._sent = 0
@@ -209,7 +210,7 @@ class FolderUpload:
                 self._send_segment(repeatable=False)
         except MarketplaceHpcError:
             # A proxy that cannot pass so much on does not always say so. For this folder only: it may have been chance.
-            self._again(segment, SMALLEST)
+            self._again(segment, self._gateway.body_limit.smallest)
             raise
         else:
             self._sent += len(segment)

@@ -152,7 +152,7 @@ class Access:
                     "request_id": request_id,
                     "method": scope["method"],
                     "path": scope["path"],
-                    "query": loggable(scope["query_string"]),
+                    "query": noted.get("query", loggable(scope["query_string"])),
                     "capability": noted.get("capability"),
                     "status": status,
                     "outcome": outcome,

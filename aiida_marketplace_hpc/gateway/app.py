@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -35,17 +36,18 @@ from aiida_marketplace_hpc.errors import (
 )
 from aiida_marketplace_hpc.gateway import log as program_log
 from aiida_marketplace_hpc.gateway import streams
-from aiida_marketplace_hpc.gateway.access import Access, AccessLog, Json, error_response
+from aiida_marketplace_hpc.gateway.access import Access, AccessLog, Json, error_response, loggable
 from aiida_marketplace_hpc.gateway.auth import bearer_token
 from aiida_marketplace_hpc.gateway.config import MAX_JSON, MIB, Settings
 from aiida_marketplace_hpc.gateway.document import document
+from aiida_marketplace_hpc.gateway.envelope import CARRIER, enclosed, opened
 from aiida_marketplace_hpc.gateway.limits import Limits
 from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE, TRANSFERS
 from aiida_marketplace_hpc.gateway.pages import POLICY, api_page, front_page
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
-from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Note, Stream, parse_parameters
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Note, Route, Stream, parse_parameters
 from aiida_marketplace_hpc.gateway.service import Caller, Gateway
-from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability
+from aiida_marketplace_hpc.protocol import CAPABILITIES, ENVELOPE, RELAY_HEADER, Capability
 from aiida_marketplace_hpc.versions import check_client
 
 logger = logging.getLogger(__name__)
@@ -162,10 +164,14 @@ def _endpoint(
             async with AsyncExitStack() as resources:
                 fields = await _json(request) if capability.body == "json" else {}
                 body = await _file(request, settings, resources) if capability.body == "file" else None
-                call = Call(gateway, parameters, fields, caller, body, _operations_noted(request, log))
+                note = _operations_noted(request, log)
+                route = Route.of(request.headers.get(RELAY_HEADER), text_only=settings.text_only)
+                call = Call(gateway, parameters, fields, caller, body, note, route)
                 if capability.name == "heartbeat":
                     # It needs nothing, not even a thread: all of them may wait for a disk that hangs.
                     answer = _carried_out(handler, call)
+                elif capability.name == CARRIER and ENVELOPE in fields:
+                    answer = await run_in_threadpool(_inside, request, call)
                 else:
                     answer = await run_in_threadpool(_carried_out, handler, call)
                 if isinstance(answer, Later):
@@ -227,6 +233,16 @@ def _operations_noted(request: Request, log: AccessLog) -> Note:
 def _carried_out(handler: Callable[[Call], Answer], call: Call) -> dict[str, Any] | Later | Response:
     answer = handler(call)
     return streams.response(answer) if isinstance(answer, Stream) else answer
+
+
+def _inside(request: Request, call: Call) -> dict[str, Any] | Later | Response:
+    """Carry out what is in the envelope. The log says what that was, and not what it came in."""
+    inside = opened(call.json, call.gateway.settings.request_limit * MIB)
+    request.state.capability, request.state.query = inside.capability.name, loggable(inside.query.encode("ascii"))
+    answer = HANDLERS[inside.capability.name](
+        replace(call, parameters=inside.parameters, json=inside.fields, body=inside.body)
+    )
+    return streams.response(enclosed(answer)) if isinstance(answer, Stream) else answer
 
 
 def _query(request: Request) -> dict[str, str]:

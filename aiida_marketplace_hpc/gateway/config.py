@@ -233,6 +233,8 @@ class Settings(FileSettings):
     """Addresses and networks whose word is taken for who connects to them, and whether with TLS."""
     stop_timeout: int = Field(default=30, ge=0)
     """Seconds for which requests and transfers under way go on when the gateway is asked to stop."""
+    text_only: bool = False
+    """Only text reaches the gateway, and nothing else leaves it: for a relay that does not say so itself."""
     access_log: Path | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"

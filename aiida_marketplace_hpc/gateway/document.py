@@ -8,9 +8,12 @@ from typing import Any
 from aiida_marketplace_hpc import __version__, bundle
 from aiida_marketplace_hpc.errors import GatewayError, all_gateway_errors
 from aiida_marketplace_hpc.gateway.config import Settings
+from aiida_marketplace_hpc.gateway.envelope import CARRIER
 from aiida_marketplace_hpc.protocol import (
     CAPABILITIES,
     CREATE_FIELDS_PUBLISHED,
+    ENVELOPE,
+    ENVELOPE_FIELDS,
     MAX_OPERATIONS,
     OPERATIONS,
     REQUEST_ID_HEADER,
@@ -171,7 +174,24 @@ def _job() -> Schema:
             "ntasks_per_node": {"type": ["integer", "string", "null"], "minimum": 1},
             **dict.fromkeys(("folder", "script", "client_ref", "key", "machine"), text),
             "launch": _FLAG,
+            ENVELOPE: _envelope(),
         },
+    }
+
+
+def _envelope() -> Schema:
+    kinds: dict[str, Schema] = {
+        "capability": {"enum": sorted(row.name for row in CAPABILITIES if row.name != CARRIER)},
+        "parameters": {"type": "object", "additionalProperties": _TEXT},
+        "fields": {"type": "object"},
+        "content": {"type": "string", "format": "byte"},
+    }
+    return {
+        "type": "object",
+        "description": "in place of everything else: the request of another capability, answered as that is",
+        "required": ["capability"],
+        "additionalProperties": False,
+        "properties": {name: {**kinds[name], "description": text} for name, text in ENVELOPE_FIELDS.items()},
     }
 
 

@@ -14,7 +14,7 @@ from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.auth.provider import checked_url
 from aiida_marketplace_hpc.gateway.config import Product, Settings
 from aiida_marketplace_hpc.gateway.document import described
-from aiida_marketplace_hpc.protocol import CAPABILITIES, CREATE_FIELDS_ADDED, Capability
+from aiida_marketplace_hpc.protocol import CAPABILITIES, CREATE_FIELDS_ADDED, ENVELOPE, Capability
 
 
 def registration(settings: Settings, *, classic: bool = False) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _leave_published_bodies(paths: dict[str, Any]) -> None:
             content = operation.get("requestBody", {}).get("content", {})
             content.pop("application/octet-stream", None)
             if "application/json" in content:
-                for key in CREATE_FIELDS_ADDED:
+                for key in (*CREATE_FIELDS_ADDED, ENVELOPE):
                     del content["application/json"]["schema"]["properties"][key]
 
 

@@ -43,6 +43,7 @@ from aiida_marketplace_hpc.gateway.relay_messages import (
     write_answer,
     write_error,
 )
+from aiida_marketplace_hpc.protocol import RELAY_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class ToGateway:
             "User-Agent": f"marketplace-hpc-relay/{__version__}",
             **request.headers,
             "Accept-Encoding": "identity",
+            RELAY_HEADER: str(self._limit),
         }
         with (
             # A session for each request: one user's cookies are not the next one's.

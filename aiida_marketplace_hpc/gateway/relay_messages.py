@@ -11,11 +11,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
 from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, NotSupported
-from aiida_marketplace_hpc.protocol import CAPABILITIES, Capability
+from aiida_marketplace_hpc.protocol import BY_NAME, CAPABILITIES, ENVELOPE, Capability
 
 _METHODS = {capability.method for capability in CAPABILITIES} | {"HEAD"}
 _NOT_FORWARDED = {
@@ -54,14 +55,24 @@ class RelayedRequest:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes = field(default=b"", repr=False)
 
-    @property
+    @cached_property
     def capability(self) -> Capability | None:
-        """What is asked for; ``None`` for what is in no table."""
+        """What is asked for, also where it is in an envelope; ``None`` for what is in no table."""
         path = self.endpoint.partition("?")[0].strip("/")
         for capability in CAPABILITIES:
             pattern = re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(capability.path.strip("/")))
             if capability.method == self.method and re.fullmatch(pattern, path):
-                return capability
+                return _inside(self.body) or capability if capability.name == "newTransformation" else capability
+        return None
+
+
+def _inside(body: bytes) -> Capability | None:
+    """What an envelope asks for; ``None`` for a body that is none."""
+    if ENVELOPE.encode() not in body:
+        return None
+    try:
+        return BY_NAME.get(json.loads(body)[ENVELOPE]["capability"])
+    except (ValueError, RecursionError, LookupError, TypeError):
         return None
 
 

@@ -164,7 +164,7 @@ class Transfers:
         Errors of the path itself are raised here, not when the first chunk is taken.
 
         :param position: go on from there.
-        :param limit: bytes of content after which the bundle ends and says that there is more.
+        :param limit: bytes after which the bundle ends and says that there is more.
         """
         with self._files.roots.place(path) as place, told(path):
             attributes = place.lstat()

@@ -1,28 +1,32 @@
 """A stand-in for the MarketPlace: who somebody is, what an app offers, and the proxy through which apps are reached.
 
 Built from what the published programs send and expect; how the real platform treats what they never send is unknown, so the
-strict modes go further than it may. It forwards by the OpenAPI document that a provider uploads, or by our own table. In front
-of it is a :class:`~aiida_marketplace_hpc.testing.proxy.FaultyProxy`, with the limits of strict proxies, and all faults.
+strict modes go further than it may. It forwards by the OpenAPI document that a provider uploads, or by our own table, over
+HTTP or by messages through a broker. In front of it is a :class:`~aiida_marketplace_hpc.testing.proxy.FaultyProxy`, with the
+limits of strict proxies, and all faults.
 """
 
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import re
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import IO, TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from aiida_marketplace_hpc.protocol import CAPABILITIES
+from aiida_marketplace_hpc.testing.machine import RigError
 from aiida_marketplace_hpc.testing.proxy import FaultyProxy
 
 if TYPE_CHECKING:
     from aiida_marketplace_hpc.testing.oidc import OidcProvider
+    from aiida_marketplace_hpc.testing.relay import Messages
 
 Json = dict[str, Any]
 
@@ -31,6 +35,7 @@ APP_ID = "13f59545-cb1f-4113-b873-6bb079539788"
 USERINFO = "/auth/realms/marketplace/protocol/openid-connect/userinfo"
 _INFO = "/api/applications/"
 _PROXY = "/api/applications/proxy/"
+_BROKER = "/message-broker"
 _API_VERSION = "0.3.0"
 _METHODS = ("get", "put", "post", "patch", "delete")
 _OF_ONE_HOP = frozenset(
@@ -102,6 +107,11 @@ class Platform:
     :param known_headers_only: drop all headers that a proxy need not know.
     :param max_body: answer 413 to requests whose body has more bytes.
     :param refuse_chunked: answer 411 to requests with a chunked body.
+    :param broker: the address of a message broker, with name and password, through which the app is reached, and not at
+        ``gateway_url``. Needed if the document's server is the platform's broker.
+    :param secret: that of the app, from which the name of its queue follows.
+    :param patience: seconds after which an app that does not answer is given up.
+    :raises ValueError: the document wants a broker, and there is none.
     """
 
     def __init__(
@@ -116,8 +126,14 @@ class Platform:
         known_headers_only: bool = False,
         max_body: int | None = None,
         refuse_chunked: bool = False,
+        broker: str = "",
+        secret: str = "",
+        patience: float = _PATIENCE,
     ) -> None:
         said = (document or {}).get("info", {})
+        servers = (document or {}).get("servers") or [{}]
+        if str(servers[0].get("url", "")).endswith(_BROKER) and not broker:
+            raise ValueError(f"the document's server is {servers[0]['url']}: give the platform a broker")
         self.gateway_url = gateway_url
         self.provider = provider
         self.app_id = app_id
@@ -127,6 +143,9 @@ class Platform:
         self.undeclared = undeclared
         self.purchased = True
         """Whether the caller has bought a product of the app; without one, everything about it is refused."""
+        self.patience = patience
+        self.messages: Messages | None = _messages(broker, app_id, secret, patience) if broker else None
+        """What hands requests to the app by messages."""
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self.proxy = FaultyProxy(
@@ -153,6 +172,8 @@ class Platform:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=10)
+        if self.messages is not None:
+            self.messages.close()
 
     def application(self) -> Json:
         """What it says of the app."""
@@ -203,6 +224,13 @@ class Platform:
         return f"{path}?{encoded}" if encoded else path
 
 
+def _messages(broker: str, app_id: str, secret: str, patience: float) -> Messages:
+    from aiida_marketplace_hpc.gateway.relay_messages import queue_name
+    from aiida_marketplace_hpc.testing.relay import BrokerForwarder
+
+    return BrokerForwarder(broker, queue_name(app_id, secret), patience)
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
@@ -250,15 +278,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(200, platform.application())
         else:
             target = platform.target(self.command, capability, parts.query)
-            if isinstance(target, str):
-                self._forward(target, body)
-            else:
+            if not isinstance(target, str):
                 self._refuse(*target)
+            elif platform.messages is not None:
+                self._send_message(platform.messages, target, body)
+            else:
+                self._forward(target, body)
 
     def _forward(self, target: str, body: IO[bytes]) -> None:
         parts = urlsplit(self.server.platform.gateway_url)
-        gateway = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_PATIENCE)
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_ONE_HOP}
+        gateway = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=self.server.platform.patience)
+        headers = self._headers_to_forward()
         headers["Content-Length"] = self.headers.get("Content-Length") or "0"
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as content:
             try:
@@ -271,15 +301,43 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             finally:
                 gateway.close()
-            self.send_response_only(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in _OF_ONE_HOP:
-                    self.send_header(name, value)
-            self.send_header("Content-Length", str(content.tell()))
-            self.end_headers()
-            content.seek(0)
-            while piece := content.read(_PIECE):
-                self.wfile.write(piece)
+            self._answer(answer.status, answer.getheaders(), content)
+
+    def _send_message(self, messages: Messages, target: str, body: IO[bytes]) -> None:
+        path, _, query = target.partition("?")
+        try:
+            text = body.read().decode()
+        except UnicodeDecodeError:
+            self._refuse(415, "the application is behind the message broker, which carries only text")
+            return
+        headers = {name.lower(): value for name, value in self._headers_to_forward().items()}
+        # In a message they are texts: what is no UTF-8 does not survive.
+        asked = dict(parse_qsl(query, keep_blank_values=True, errors="replace"))
+        try:
+            answer = messages.ask(self.command, path.lstrip("/"), asked, headers, text or None)
+        except RigError:
+            self._refuse(504, "the application did not answer in time")
+        except ConnectionError:
+            self._refuse(502, "the message broker does not answer")
+        else:
+            with io.BytesIO(answer.body.encode()) as content:
+                content.seek(0, io.SEEK_END)
+                self._answer(answer.status, list(answer.headers.items()), content)
+
+    def _headers_to_forward(self) -> dict[str, str]:
+        return {name: value for name, value in self.headers.items() if name.lower() not in _OF_ONE_HOP}
+
+    def _answer(self, status: int, headers: Iterable[tuple[str, str]], content: IO[bytes]) -> None:
+        """Pass an answer on; ``content`` stands at its end."""
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in _OF_ONE_HOP:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(content.tell()))
+        self.end_headers()
+        content.seek(0)
+        while piece := content.read(_PIECE):
+            self.wfile.write(piece)
 
     def _refuse(self, status: int, message: str) -> None:
         self._say(status, {"message": message})

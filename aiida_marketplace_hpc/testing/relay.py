@@ -9,16 +9,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pika
 import pika.exceptions
 
+from aiida_marketplace_hpc.gateway.relay import ToGateway
+from aiida_marketplace_hpc.gateway.relay_messages import read_request
 from aiida_marketplace_hpc.testing.machine import Machine, RigError, tail, wait_until
 
 _READY = re.compile(r"^relaying to \S+$", re.MULTILINE)
@@ -126,6 +129,24 @@ class BrokerAnswer:
         return json.loads(self.body)
 
 
+def request_message(
+    method: str,
+    endpoint: str,
+    query: Mapping[str, str] | None,
+    headers: Mapping[str, str] | None,
+    body: str | None,
+) -> bytes:
+    """A request in the published form."""
+    fields = {"endpoint": endpoint, "query_params": query, "headers": headers or None, "method": method, "body": body}
+    return json.dumps(fields).encode()
+
+
+def answer_in(message: bytes) -> BrokerAnswer:
+    """The answer in a message of the published form."""
+    fields = json.loads(message)
+    return BrokerAnswer(fields["status_code"], fields["headers"] or {}, fields["body"] or "")
+
+
 class BrokerClient:
     """Asks for things by putting messages into a queue, as the published platform does; a context manager.
 
@@ -174,14 +195,7 @@ class BrokerClient:
         headers: Mapping[str, str] | None = None,
     ) -> str:
         """Send a request, and return its ``correlation_id``."""
-        request = {
-            "endpoint": endpoint,
-            "query_params": query,
-            "headers": {**self._headers, **(headers or {})} or None,
-            "method": method,
-            "body": body,
-        }
-        return self.send_raw(json.dumps(request).encode())
+        return self.send_raw(request_message(method, endpoint, query, {**self._headers, **(headers or {})}, body))
 
     def send_raw(self, message: bytes, *, reply_to: str | None = None, correlation_id: str | None = None) -> str:
         """Send any message; ``reply_to`` is by default the own queue for answers, ``""`` none."""
@@ -201,8 +215,7 @@ class BrokerClient:
             if time.monotonic() > deadline:
                 raise RigError(f"no answer to {correlation_id} within {within:g} s")
             self._connection.process_data_events(time_limit=0.1)
-        fields = json.loads(self._arrived[correlation_id].pop(0))
-        return BrokerAnswer(fields["status_code"], fields["headers"] or {}, fields["body"] or "")
+        return answer_in(self._arrived[correlation_id].pop(0))
 
     def delete_queue(self) -> None:
         """Delete the queue of requests, with all that waits in it."""
@@ -212,5 +225,99 @@ class BrokerClient:
         """How many messages wait in the queue of requests, without those that somebody has taken."""
         return int(self._channel.queue_declare(self._queue, passive=True).method.message_count)
 
+    def look(self) -> None:
+        """Make sure that the broker is there.
+
+        :raises pika.exceptions.AMQPError: it has gone.
+        """
+        self._connection.process_data_events(time_limit=0)
+
     def _take(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         self._arrived.setdefault(properties.correlation_id, []).append(body)
+
+
+class Messages(Protocol):
+    """Hands requests to an app as messages."""
+
+    def ask(
+        self, method: str, endpoint: str, query: Mapping[str, str], headers: Mapping[str, str], body: str | None
+    ) -> BrokerAnswer:
+        """Send a request and wait for the answer.
+
+        :raises RigError: there is none in time.
+        :raises ConnectionError: whoever brings the messages is not there, or has gone before the answer came.
+        """
+
+    def close(self) -> None:
+        """Let go of what is not in use. May be repeated."""
+
+
+class RelayInProcess:
+    """A relay without a broker: reads what would be in a message, and writes what would be in the next.
+
+    :param limit: bytes of an answer.
+    """
+
+    def __init__(self, gateway_url: str, limit: int) -> None:
+        self._gateway = ToGateway(gateway_url, 60.0, limit)
+
+    def ask(
+        self, method: str, endpoint: str, query: Mapping[str, str], headers: Mapping[str, str], body: str | None
+    ) -> BrokerAnswer:
+        """Hand a request to the gateway."""
+        message = request_message(method, endpoint, query, headers, body)
+        return answer_in(self._gateway.answer(read_request(message)))
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+class BrokerForwarder:
+    """Sends requests as messages and waits for their answers, for many threads at once, as a platform does.
+
+    Connections are kept, and made anew when the broker was away.
+
+    :param queue: where the app takes its requests from.
+    :param patience: seconds after which there is no answer.
+    """
+
+    def __init__(self, broker: str, queue: str, patience: float) -> None:
+        # Nobody serves a connection that waits for its next request, so the broker must not expect it to say that it lives.
+        self._broker = f"{broker}?heartbeat=0"
+        self._queue = queue
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._idle: list[BrokerClient] = []
+
+    def ask(
+        self, method: str, endpoint: str, query: Mapping[str, str], headers: Mapping[str, str], body: str | None
+    ) -> BrokerAnswer:
+        """Send a request and wait for the answer.
+
+        :raises RigError: there is none in time.
+        :raises ConnectionError: the broker is not there, or has gone before the answer came.
+        """
+        try:
+            client = self._client()
+            answer = client.ask(method, endpoint, query, body, headers, self._patience)
+        except (pika.exceptions.AMQPError, OSError) as exc:
+            raise ConnectionError(f"the broker does not answer ({type(exc).__name__})") from exc
+        with self._lock:
+            self._idle.append(client)
+        return answer
+
+    def close(self) -> None:
+        """Close all connections that are not in use. May be repeated."""
+        while (client := self._taken()) is not None:
+            client.__exit__()
+
+    def _client(self) -> BrokerClient:
+        while (client := self._taken()) is not None:
+            with contextlib.suppress(pika.exceptions.AMQPError, OSError):
+                client.look()
+                return client
+        return BrokerClient(self._broker, self._queue)
+
+    def _taken(self) -> BrokerClient | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None

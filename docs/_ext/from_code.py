@@ -204,6 +204,15 @@ class InfoFields(FromCode):
         return table(["Field", "What it says"], [[code(name), text] for name, text in INFO_FIELDS.items()])
 
 
+class EnvelopeFields(FromCode):
+    """What stands in the envelope."""
+
+    def lines(self) -> list[str]:
+        from aiida_marketplace_hpc.protocol import ENVELOPE_FIELDS
+
+        return table(["Field", "What it is"], [[code(name), text] for name, text in ENVELOPE_FIELDS.items()])
+
+
 class States(FromCode):
     def lines(self) -> list[str]:
         from aiida_marketplace_hpc import scheduler
@@ -457,6 +466,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "operation-table": Operations,
         "limit-table": Limits,
         "info-fields": InfoFields,
+        "envelope-fields": EnvelopeFields,
         "job-states": States,
         "job-fields": Fields,
         "error-table": Errors,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from aiida_marketplace_hpc.gateway.relay import ToGateway, pauses
-from aiida_marketplace_hpc.gateway.relay_messages import RelayedRequest
+from aiida_marketplace_hpc.gateway.relay_messages import RelayedRequest, read_request
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -125,6 +125,26 @@ def test_only_the_creation_of_a_job_gets_the_key(url: str) -> None:
         "/api/v1/job/create?key=own",
         "/api/v1/query",
     ]
+
+
+def test_what_is_in_an_envelope_decides(url: str) -> None:
+    def create(fields: dict[str, Any], below: str = "") -> dict[str, Any]:
+        body = json.dumps(fields).encode()
+        return answered(url + below, "api/v1/job/create", "POST", key="k", body=body)
+
+    create({"marketplace_hpc": {"capability": "query"}})
+    create({"job_name": "marketplace_hpc", "executable_cmd": "x"})
+    create({"marketplace_hpc": {"capability": ["nonsense"]}})
+    assert [path.partition("?")[2] for path, _, _ in _Handler.seen] == ["", "key=k", "key=k"]
+    assert error(create({"marketplace_hpc": {"capability": "query"}}, "/breaks")) == (502, False)
+    assert error(create({"marketplace_hpc": {"capability": "getDataset"}}, "/breaks")) == (502, True)
+
+
+def test_requests_are_marked_as_coming_over_a_way_for_text(url: str) -> None:
+    answered(url, "x")
+    request = read_request(b'{"endpoint": "x", "method": "GET", "headers": {"x-marketplace-hpc-RELAY": "7"}}')
+    ToGateway(url, 5, 3000).answer(request)
+    assert [headers["X-Marketplace-Hpc-Relay"] for _, headers, _ in _Handler.seen] == ["3000", "3000"]
 
 
 def test_pauses_grow_to_a_limit() -> None:

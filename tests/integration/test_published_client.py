@@ -1,4 +1,4 @@
-"""The published client, unmodified, in an environment of its own, against our gateway: what it expects is what it gets."""
+"""The published client and the published relay, unmodified, in an environment of their own, with our gateway."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from aiida_marketplace_hpc import HpcGateway
+from aiida_marketplace_hpc.client.auth import StaticToken
 from aiida_marketplace_hpc.protocol import CAPABILITIES
 from aiida_marketplace_hpc.testing.fixtures import give_up
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
-from aiida_marketplace_hpc.testing.machine import RigError
+from aiida_marketplace_hpc.testing.machine import RigError, wait_until
 from aiida_marketplace_hpc.testing.oidc import OidcProvider
-from aiida_marketplace_hpc.testing.platform import Platform
+from aiida_marketplace_hpc.testing.platform import APP_ID, Platform
+from aiida_marketplace_hpc.testing.rabbitmq import RabbitMq
 
 pytestmark = pytest.mark.services
+
+SECRET = "s3cret"
 
 REQUIREMENTS = """\
 marketplace-hpc==2.0.0
@@ -41,6 +47,7 @@ dnspython
 typing-extensions
 six
 pydantic==1.10.*
+pika==1.2.1
 python-multipart==0.0.9
 """
 """As pip resolves ``marketplace-hpc==2.0.0``, but for the last two: what is pinned there (pydantic 1.9.0 and python-multipart
@@ -91,7 +98,7 @@ def _calls(python: Path, platform: Platform, token: str, folder: Path) -> dict[s
 
 
 def _check(got: dict[str, Any], gateway: GatewayProcess) -> None:
-    assert got["heartbeat"] == {"message": "HPC-gateway-App : application running."}
+    assert got["heartbeat"]["message"] == "HPC-gateway-App : application running."
     user = got["create_user"]
     assert {"_id", "email", "home", "message", "name"} <= set(user)
     assert (user["email"], user["name"]) == ("ada.l@example.org", "Ada L")
@@ -128,3 +135,55 @@ def _check(got: dict[str, Any], gateway: GatewayProcess) -> None:
 
     nine = {row.name for row in CAPABILITIES if row.published and row.registered}
     assert {request.capability for request in gateway.requests()} == nine
+
+
+@pytest.fixture
+def published_relay(
+    published: Path, broker: RabbitMq, gateway_factory: Callable[..., GatewayProcess], tmp_path: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], GatewayProcess]]:
+    """The published relay before a gateway whose operator says that only text gets through."""
+    gateway = gateway_factory(options=["--text-only"])
+    parts = urlsplit(broker.url)
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    env = {**kept, "RELAY_BROKER": f"{parts.port} {parts.username} {broker.password}", "NO_PROXY": "*"}
+    script = str(Path(__file__).with_name("published_relay.py"))
+    with (tmp_path / "relay.log").open("w+b") as log:
+        relay = subprocess.Popen(
+            [str(published), script, gateway.url, APP_ID, SECRET], env=env, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            wait_until(
+                lambda: b"relaying" in (tmp_path / "relay.log").read_bytes() or relay.poll() is not None,
+                within=30,
+                failure=lambda: "the published relay does not start",
+            )
+            yield relay, gateway
+            assert relay.poll() is None, (tmp_path / "relay.log").read_text()
+        finally:
+            relay.kill()
+            relay.wait()
+
+
+def test_our_gateway_behind_the_published_relay(
+    published_relay: tuple[subprocess.Popen[bytes], GatewayProcess], broker: RabbitMq, tmp_path: Path
+) -> None:
+    _, gateway = published_relay
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    contents = {"large": os.urandom(9 * 1024 * 1024 + 1), "sub/text": "naïve €\n".encode(), "caf\udce9": b"\xff\0"}
+    for name, content in contents.items():
+        (tmp_path / "in" / name).write_bytes(content)
+    (tmp_path / "in" / "run.sh").write_text("#!/bin/sh\nprintf '\\377\\000' > made\n")
+    with Platform(gateway.url, broker=broker.url, secret=SECRET, undeclared="refuse") as platform:
+        client = HpcGateway(platform.url, app_id=APP_ID, token_source=StaticToken(gateway.token))
+        work = f"{client.info()['home']}/zoë"
+        client.put_tree(tmp_path / "in", work)
+        client.put_file(tmp_path / "in" / "caf\udce9", f"{work}/again-\udce9")
+        jobid = client.submit(work, "run.sh")["jobid"]
+        wait_until(
+            lambda: client.show_job(jobid, wait=5)["final"], within=30, failure=lambda: "the job does not end", poll=0.1
+        )
+        client.get(work, tmp_path / "out")
+        assert client.read_range(f"{work}/large", 3, 2_000_000) == contents["large"][3:2_000_003]
+        assert {request.status for request in platform.proxy.requests} == {200}
+    for name, content in {**contents, "made": b"\xff\0", "again-\udce9": b"\xff\0"}.items():
+        assert (tmp_path / "out" / name).read_bytes() == content

@@ -6,6 +6,7 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,11 +58,20 @@ def lasting(tmp_path_factory: pytest.TempPathFactory, elsewhere: Path) -> Iterat
 @pytest.fixture(scope="module")
 def new_pair(lasting: ServedGateway, elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewPair]:
     """Make new folders for both sides, of the same names relative to the remote home."""
-    base = tmp_path_factory.mktemp("differential")
+    with new_pairs(tmp_path_factory.mktemp("differential"), elsewhere, url=lasting.url) as make:
+        yield make
+
+
+@contextmanager
+def new_pairs(base: Path, elsewhere: Path, **where: str) -> Iterator[NewPair]:
+    """The same for a gateway that is reached in another way.
+
+    :param where: parameters of our transport.
+    """
     numbers = itertools.count()
     with (
         pytest.MonkeyPatch.context() as patch,
-        MarketplaceHpcTransport(machine="cluster", url=lasting.url) as ours,
+        MarketplaceHpcTransport(machine="cluster", **where) as ours,
     ):
         patch.setenv("HOME", str(base / "home"))  # The local transport takes relative remote paths from there.
         (base / "home").mkdir()

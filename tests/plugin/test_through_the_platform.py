@@ -61,7 +61,7 @@ def test_an_app_that_is_withdrawn_meanwhile_ends_no_job(
 ) -> None:
     jobid = _submitted(transport, scheduler, tmp_path / "local")
     platform.purchased = False
-    application = scheduler._connection.gateway._application
+    application = scheduler._connection.gateway._passage.offer
     monkeypatch.setattr(application, "_clock", lambda clock=application._clock: clock() + INFO_AGE + 1)
     info = scheduler.get_jobs([jobid], as_dict=True)[jobid]
     assert info.job_state is JobState.UNDETERMINED

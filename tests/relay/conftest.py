@@ -6,30 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from aiida_marketplace_hpc.testing.fixtures import give_up
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
-from aiida_marketplace_hpc.testing.install import install
-from aiida_marketplace_hpc.testing.machine import Machine, RigError, is_root_on_debian
+from aiida_marketplace_hpc.testing.machine import Machine
 from aiida_marketplace_hpc.testing.rabbitmq import RabbitMq
 from aiida_marketplace_hpc.testing.relay import BrokerClient, RelayProcess
 
 CLIENT_ID, SECRET = "c0ee3889-0b97-4083-8a7b-a1a807848437", "s3cret"
 QUEUE = f"{CLIENT_ID}:7861589027953859"
-
-
-@pytest.fixture(scope="session")
-def broker(cluster_machine: Machine) -> Iterator[RabbitMq]:
-    try:
-        if is_root_on_debian():
-            install("rabbitmq")
-        broker = RabbitMq(cluster_machine)
-        broker.start()
-    except RigError as exc:
-        give_up(exc)
-    try:
-        yield broker
-    finally:
-        broker.close()
 
 
 @pytest.fixture(scope="session")

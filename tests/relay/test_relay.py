@@ -51,7 +51,11 @@ def wait_for_end(platform: BrokerClient, jobid: str) -> str:
 
 
 def test_all_nine_capabilities(platform: BrokerClient) -> None:
-    assert platform.ask("GET", "heartbeat").json == {"message": "HPC-gateway-App : application running."}
+    beat = platform.ask("GET", "heartbeat").json
+    assert beat["message"] == "HPC-gateway-App : application running."
+    # The relay marks what it hands on, and nobody else does it in its place.
+    faked = platform.ask("GET", "heartbeat", headers={"X-Marketplace-Hpc-Relay": "5"}).json
+    assert beat["route"] == faked["route"] == {"text_only": True, "answer_limit": 1024 * 1024}
     assert platform.ask("PUT", "api/v1/user/create").json["message"].startswith("Success")
     jobid = platform.ask("POST", "api/v1/job/create", body=json.dumps(PUBLISHED), headers=JSON).json["jobid"]
 

@@ -13,6 +13,7 @@ from aiida_marketplace_hpc import HpcGateway, get_app
 from aiida_marketplace_hpc.client.auth import StaticToken
 from aiida_marketplace_hpc.errors import NotSupported, Unauthorized
 from aiida_marketplace_hpc.gateway.document import document
+from aiida_marketplace_hpc.gateway.registration import registration
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 from aiida_marketplace_hpc.testing.oidc import OidcProvider
 from aiida_marketplace_hpc.testing.platform import APP_ID, USERINFO, Platform, offers_of_document, offers_of_table
@@ -87,9 +88,6 @@ def test_only_what_was_published_is_forwarded(served: ServedGateway) -> None:
         assert len(platform.offers) == 9
         gateway = HpcGateway(platform.url, app_id=APP_ID, token_source=StaticToken(TOKENS[ALICE]))
         gateway.create_user()
-        assert gateway.extensions() == frozenset()
-        with pytest.raises(NotSupported, match="query"):
-            gateway.query([{"op": "stat", "path": "/"}])
         headers = {"Authorization": f"Bearer {TOKENS[ALICE]}"}
         asked = f"{platform.url}/api/applications/proxy/{APP_ID}/getDataset"
         known = {"jobid": "home", "filename": "nothing", "bundle": "true"}
@@ -97,6 +95,14 @@ def test_only_what_was_published_is_forwarded(served: ServedGateway) -> None:
         assert "bundle" not in served.requests()[-1]["query"]
         platform.undeclared = "refuse"
         assert requests.get(asked, params=known, headers=headers, timeout=10).status_code == 400
+
+
+def test_a_broker_in_the_document_needs_a_broker(served: ServedGateway) -> None:
+    settings = served.gateway.settings
+    told = settings.registration.model_copy(update={"broker": "https://platform.example.org"})
+    uploaded = registration(settings.model_copy(update={"registration": told}))
+    with pytest.raises(ValueError, match="give the platform a broker"):
+        Platform(served.url, uploaded)
 
 
 def test_bodies_are_limited(served: ServedGateway) -> None:

@@ -48,6 +48,34 @@ class Later:
     patience: float | None = None
 
 
+@dataclass(frozen=True)
+class Route:
+    """What the way that a request came by lets through.
+
+    :param text_only: nothing but text, as a message broker.
+    :param answer_limit: bytes of an answer, where that is known.
+    """
+
+    text_only: bool = False
+    answer_limit: int | None = None
+
+    @classmethod
+    def of(cls, mark: str | None, *, text_only: bool) -> Route:
+        """The way of one request.
+
+        :param mark: what the relay has marked it with. Whoever else sends that gets text, and nothing else comes of it.
+        :param text_only: the gateway's own setting, for a relay that marks nothing.
+        """
+        if mark is None:
+            return cls(text_only)
+        limit = int(mark) if mark.isascii() and mark.isdigit() and len(mark) < 19 else None
+        return cls(True, limit)
+
+    def as_wire(self) -> dict[str, Any]:
+        """The object that says it."""
+        return {"text_only": self.text_only, "answer_limit": self.answer_limit}
+
+
 Answer = dict[str, Any] | Stream | Later
 Note = Callable[[str | None, Mapping[str, Any], str], None]
 """Takes down an operation of a ``query``: its name, what it was about, and what came of it."""
@@ -61,6 +89,7 @@ class Call:
     :param json: the JSON object of a body, empty where there was none.
     :param body: the file of a body.
     :param note: takes down each operation that was carried out or refused.
+    :param route: what the way that it came by lets through.
     """
 
     gateway: Gateway
@@ -69,6 +98,7 @@ class Call:
     identified: Caller | None = None
     body: Body | None = None
     note: Note = lambda name, fields, outcome: None
+    route: Route = field(default_factory=Route)
 
     @property
     def caller(self) -> Caller:

@@ -17,8 +17,14 @@ from aiida_marketplace_hpc.protocol import API_VERSION, EXTENSIONS, MAX_JOBIDS, 
 
 
 def heartbeat(call: Call) -> Answer:
-    """Answer; the text is the published one."""
-    return {"message": "HPC-gateway-App : application running.", **_maintenance(call.gateway.maintenance.known)}
+    """Answer; the text is the published one, and the rest says to a client what it may ask beyond the nine, and how."""
+    return {
+        "message": "HPC-gateway-App : application running.",
+        "api_version": API_VERSION,
+        "extensions": list(EXTENSIONS),
+        "route": call.route.as_wire(),
+        **_maintenance(call.gateway.maintenance.known),
+    }
 
 
 def _maintenance(notice: Notice | None) -> dict[str, Any]:
@@ -79,6 +85,7 @@ def get_info(call: Call) -> Answer:
             "requests_per_second": settings.requests_per_second or None,
             "jobs": settings.jobs_per_user or None,
         },
+        "route": call.route.as_wire(),
     }
 
 
