@@ -19,7 +19,7 @@ from firecrest.v1 import Firecrest
 from aiida_marketplace_hpc.testing.firecrest_v1 import CLIENT, SECRET, FirecrestV1
 
 MIB = 1024 * 1024
-SCRIPT = "#!/bin/bash\n#SBATCH --job-name=double\necho hello; [ -z \"$1\" ]\n"
+SCRIPT = '#!/bin/bash\n#SBATCH --job-name=double\necho hello; [ -z "$1" ]\n'
 
 
 @pytest.fixture(scope="module")
