@@ -66,6 +66,7 @@ class JobFolder:
 
     def write(self, filename: str, content: BinaryIO, size: int) -> None:
         """Store a file under the name that FirecREST gives it; one of that name is replaced. May be repeated."""
+        filename = firecrest.posted(filename)
         if firecrest.form_size(self.path, filename, size) > self._limit:
             raise Refusal(firecrest.PLAIN)
         if firecrest.is_forbidden(filename):
