@@ -285,8 +285,10 @@ class FirecrestV1:
         if name is None:
             raise _Refused("No machine name given")
         if name != self.machine:
-            missing = {"X-Machine-Does-Not-Exist": "Machine does not exist"}
-            raise _Refused(description, "Machine does not exist", headers=missing)
+            # The service for jobs has another word for it than the one for files, which pyfirecrest does not know.
+            said = "exist" if call.request.url.path.startswith("/utilities/") else "exists"
+            missing = {f"X-Machine-Does-Not-{said.title()}": f"Machine does not {said}"}
+            raise _Refused(description, f"Machine does not {said}", headers=missing)
         if self.down:
             raise _Refused(description, headers={"X-Machine-Not-Available": "Machine is not available"})
 

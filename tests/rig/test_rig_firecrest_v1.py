@@ -127,6 +127,7 @@ def test_what_is_refused_is_refused_by_its_header(client: Firecrest, tmp_path: P
     assert _header(client.mkdir, "cluster", str(tmp_path)) == "x-exists"
     assert _header(client.simple_delete, "cluster", missing) == "x-invalid-path"
     assert _header(client.list_files, "elsewhere", missing) == "x-machine-does-not-exist"
+    assert _header(client.poll_active, "elsewhere") == "x-machine-does-not-exists"
     assert _header(client.list_files, "cluster", f"{tmp_path}/a;b") == "400"
     assert _header(client.submit, "cluster", script_remote_path=missing) == "x-invalid-path"
 
