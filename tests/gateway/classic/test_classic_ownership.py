@@ -49,11 +49,13 @@ def test_a_jobs_folder_is_not_left_by_name(tmp_path: Path, file_names: Any) -> N
     with ServedGateway(tmp_path, LocalBackend(tmp_path / "spool"), **settings) as served:
         ask, bob = Asker(served.url), Asker(served.url, TOKENS[BOB])
         jobid, other = ask.new_job(), bob.new_job(b"#!/bin/sh\n")
-        theirs = bob.folder(other)
+        theirs, sibling = bob.folder(other), ask.folder(ask.new_job())
         before = sorted(tmp_path.joinpath("home").rglob("*"))
         for name in (
             "..",
             "../..",
+            f"../{sibling.name}/job.sh",
+            f"./../{sibling.name}",
             f"../../bob/{theirs.name}/job.sh",
             f"{theirs}/job.sh",
             "/etc/passwd",
