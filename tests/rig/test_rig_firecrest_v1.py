@@ -193,6 +193,16 @@ def test_a_job_runs_and_each_submission_is_one(client: Firecrest, tmp_path: Path
     assert client.poll_active("cluster") == []
 
 
+def test_a_script_is_brought_along_or_made_for_a_transfer(client: Firecrest, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("copied")
+    brought = client.submit("cluster", script_str=SCRIPT)
+    copied = client.submit_copy_job("cluster", str(tmp_path / "a"), str(tmp_path / "b"), job_name="copy")
+    assert _ended(client, brought["jobid"])["state"] == "COMPLETED"
+    assert _ended(client, copied["jobid"])["name"] == "copy"
+    assert (tmp_path / "b").read_text() == "copied"
+    assert not Path(brought["job_file"]).is_relative_to(Path.home())
+
+
 def test_a_job_can_be_cancelled_also_when_it_has_ended(client: Firecrest, tmp_path: Path) -> None:
     (tmp_path / "job.sh").write_text("#!/bin/bash\nsleep 600\n")
     job = client.submit("cluster", script_remote_path=str(tmp_path / "job.sh"))
