@@ -266,6 +266,16 @@ class Settings(FileSettings):
     container_account: str = ""
     container_template: Path | None = None
     """The job script of such jobs, instead of the one that comes with the package."""
+    classic: bool = False
+    """Serve the capabilities of the published gateway, exactly as first published, and nothing else."""
+    classic_file_names: Literal["secure", "raw"] = "secure"
+    """How an upload is named: as FirecREST up to 1.13.0 does it (`sub/a b.txt` becomes `sub_a_b.txt`), or as it is said."""
+    classic_file_limit: float = Field(default=5.0, gt=0.0)
+    """MiB of a file that is downloaded, and of the form that brings one."""
+    classic_command_timeout: float = Field(default=5.0, gt=0.0)
+    """Seconds that one operation on files may take."""
+    classic_listing: Literal["split", "whole"] = "split"
+    """How names with blanks are listed: the first word only, as by the published gateway's FirecREST, or whole."""
     connections: int = Field(default=500, ge=1)
     """Connections at once; the process needs twice as many open files (``ulimit -n``)."""
     policy: Policy = Field(default_factory=Policy)
@@ -336,6 +346,12 @@ class Settings(FileSettings):
     def _key_has_a_certificate(self) -> Settings:
         if self.keyfile is not None and self.certfile is None:
             raise ValueError("a keyfile needs its certificate: give --certfile, too")
+        return self
+
+    @model_validator(mode="after")
+    def _classic_serves_nothing_else(self) -> Settings:
+        if self.classic and self.metrics:
+            raise ValueError("with --classic nothing is served that was not published: leave --metrics away")
         return self
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from aiida_marketplace_hpc.gateway import log
 from aiida_marketplace_hpc.gateway.account import SEPARATION, check_account
 from aiida_marketplace_hpc.gateway.app import create_app
 from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
+from aiida_marketplace_hpc.gateway.classic.app import create_app as create_classic_app
 from aiida_marketplace_hpc.gateway.config import RootTemplate, Settings, load
 from aiida_marketplace_hpc.gateway.connections import KEEP_ALIVE, Connection
 from aiida_marketplace_hpc.gateway.databases import shown_url
@@ -126,7 +127,7 @@ def configuration(gateway: Gateway) -> uvicorn.Config:
     """How HTTP is served to whoever connects."""
     settings = gateway.settings
     return uvicorn.Config(
-        create_app(gateway),
+        create_classic_app(gateway) if settings.classic else create_app(gateway),
         http=partial(Connection, most=settings.connections),  # type: ignore[arg-type]
         ssl_certfile=settings.certfile,
         ssl_keyfile=settings.keyfile,
@@ -273,6 +274,10 @@ def _welcome(settings: Settings, issuer: str) -> Sequence[str]:
         tokens[settings.auth],
         served,
     ]
+    if settings.classic:
+        lines.append(
+            "only what was published is served: a launch that is sent twice runs twice, and no job has a state"
+        )
     if settings.certfile is None and not settings.trusted_proxy and not is_loopback(settings.host):
         lines.append(
             f"without TLS on {settings.host}: everybody on the way can read the users' tokens; give --certfile, or put a "

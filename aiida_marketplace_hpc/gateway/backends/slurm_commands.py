@@ -42,7 +42,13 @@ def draw_separator() -> str:
 
 
 def sbatch_arguments(
-    folder: str, directives: Directives, *, name: str, comment: str, defaults: Mapping[str, str] | None = None
+    folder: str,
+    directives: Directives,
+    *,
+    name: str,
+    comment: str,
+    defaults: Mapping[str, str] | None = None,
+    guarded: bool = True,
 ) -> list[str]:
     """Make the command that submits a script from standard input.
 
@@ -50,6 +56,7 @@ def sbatch_arguments(
     :param name: used where the script sets no name.
     :param comment: used where the script sets none.
     :param defaults: further options that are used where the script sets none.
+    :param guarded: whether a second copy of the same submission ends before user code.
     """
     arguments = ["sbatch", "--parsable", f"--chdir={folder}"]
     options = directives.options
@@ -57,7 +64,7 @@ def sbatch_arguments(
         arguments.append(f"--job-name={name}")
     if "comment" not in options and comment:
         arguments.append(f"--comment={comment}")
-    if "open-mode" not in options:
+    if guarded and "open-mode" not in options:
         # Slurm empties the output files before the wrapper runs: a second copy would wipe out what the first one wrote.
         arguments.append("--open-mode=append")
     arguments += [f"--{option}={value}" for option, value in (defaults or {}).items() if option not in options]
