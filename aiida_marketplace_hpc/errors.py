@@ -111,6 +111,8 @@ class GatewayError(MarketplaceHpcError):
     code = "gateway_error"
     status: ClassVar[int] = 500
     phase = Phase.ANSWERED
+    http_status: int | None = None
+    """The status that it came with, on the client's side: the published gateway says by it what it says nowhere else."""
 
     def __init__(self, message: str, *, request_id: str | None = None, retryable: bool | None = None) -> None:
         super().__init__(message)

@@ -132,6 +132,7 @@ class Answer:
         fields = body if isinstance(body, dict) else {}
         error = from_wire(response.status_code, body)
         error.request_id = error.request_id or self.request_id
+        error.http_status = response.status_code
         if "code" not in fields and response.status_code >= 500:
             # Not the gateway's own words: a proxy whose upstream did not answer in time may have passed the request on.
             error.phase = Phase.MAYBE_SENT
