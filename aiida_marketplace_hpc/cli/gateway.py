@@ -120,6 +120,29 @@ gateway.add_command(relay)
     type=click.Path(path_type=Path, dir_okay=False),
     help="The job script of container jobs (Jinja), instead of the gateway's own.",
 )
+@click.option(
+    "--classic",
+    is_flag=True,
+    default=None,
+    help="Serve nothing but the published gateway's capabilities, exactly as first published.",
+)
+@click.option(
+    "--classic-file-names",
+    type=click.Choice(["secure", "raw"]),
+    help="With --classic: rename uploads as FirecREST up to 1.13.0 does, or not.  [default: secure]",
+)
+@click.option("--classic-file-limit", type=float, metavar="MIB", help="With --classic: the largest file.  [default: 5]")
+@click.option(
+    "--classic-command-timeout",
+    type=float,
+    metavar="SECONDS",
+    help="With --classic: how long one operation on files may take.  [default: 5]",
+)
+@click.option(
+    "--classic-listing",
+    type=click.Choice(["split", "whole"]),
+    help="With --classic: list the first word of a name with blanks, or all of it.  [default: split]",
+)
 @click.option("--connections", type=int, help="Connections at once.  [default: 500]")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with the same settings.")
 def serve(config: Path | None, reload: bool, **flags: Any) -> None:

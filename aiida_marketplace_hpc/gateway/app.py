@@ -53,14 +53,8 @@ def create_app(gateway: Gateway) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # Handlers block (files, database, scheduler), so each has a thread; a launch may hold one for seconds.
-        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
-        await run_in_threadpool(gateway.start)
-        try:
+        async with running(gateway, log):
             yield
-        finally:
-            await run_in_threadpool(gateway.stop)
-            log.close()
 
     app = FastAPI(
         title=gateway.settings.name,
@@ -88,6 +82,19 @@ def create_app(gateway: Gateway) -> FastAPI:
     if gateway.settings.metrics:
         app.add_api_route("/metrics", _metrics(gateway))
     return app
+
+
+@asynccontextmanager
+async def running(gateway: Gateway, log: AccessLog) -> AsyncIterator[None]:
+    """Start a gateway's background, and stop it in the end."""
+    # Handlers block (files, database, scheduler), so each has a thread; a launch may hold one for seconds.
+    anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+    await run_in_threadpool(gateway.start)
+    try:
+        yield
+    finally:
+        await run_in_threadpool(gateway.stop)
+        log.close()
 
 
 def _page(content: str) -> Callable[[], Response]:

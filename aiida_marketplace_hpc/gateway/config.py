@@ -236,6 +236,16 @@ class Settings(FileSettings):
     container_account: str = ""
     container_template: Path | None = None
     """The job script of such jobs, instead of the one that comes with the package."""
+    classic: bool = False
+    """Serve the capabilities of the published gateway, exactly as first published, and nothing else."""
+    classic_file_names: Literal["secure", "raw"] = "secure"
+    """How an upload is named: as FirecREST up to 1.13.0 does it (`sub/a b.txt` becomes `sub_a_b.txt`), or as it is said."""
+    classic_file_limit: float = Field(default=5.0, gt=0.0)
+    """MiB of a file that is downloaded, and of the form that brings one."""
+    classic_command_timeout: float = Field(default=5.0, gt=0.0)
+    """Seconds that one operation on files may take."""
+    classic_listing: Literal["split", "whole"] = "split"
+    """How names with blanks are listed: the first word only, as by the published gateway's FirecREST, or whole."""
     connections: int = Field(default=500, ge=1)
     """Connections at once; the process needs twice as many open files (``ulimit -n``)."""
     registration: Registration = Field(default_factory=Registration)

@@ -25,11 +25,12 @@ class ContainerScripts:
     The template gets those keys, ``account``, ``time_limit``, ``runtime``, ``launcher`` (what starts the tasks, with a blank
     after it) and ``email``, each of them quoted as a script needs it; what is not known is an empty text.
 
+    :param default: the template, unless the settings name one.
     :raises ConfigurationError: if there is no such template, or if it does not work.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        path = settings.container_template or _TEMPLATE
+    def __init__(self, settings: Settings, default: Path = _TEMPLATE) -> None:
+        path = settings.container_template or default
         self._slurm = settings.backend != "local"
         self._fixed = {
             "account": settings.container_account,

@@ -22,6 +22,7 @@ from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.account import SEPARATION, check_account
 from aiida_marketplace_hpc.gateway.app import create_app
 from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
+from aiida_marketplace_hpc.gateway.classic.app import create_app as create_classic_app
 from aiida_marketplace_hpc.gateway.config import RootTemplate, Settings, load
 from aiida_marketplace_hpc.gateway.connections import KEEP_ALIVE, Connection
 from aiida_marketplace_hpc.gateway.service import Gateway
@@ -98,7 +99,7 @@ def configuration(gateway: Gateway) -> uvicorn.Config:
     """How HTTP is served to whoever connects."""
     settings = gateway.settings
     return uvicorn.Config(
-        create_app(gateway),
+        create_classic_app(gateway) if settings.classic else create_app(gateway),
         http=partial(Connection, most=settings.connections),  # type: ignore[arg-type]
         ssl_certfile=settings.certfile,
         ssl_keyfile=settings.keyfile,

@@ -92,16 +92,8 @@ class FakeBackend(Backend):
         :returns: whether it runs; a second copy of a submission has ended instead.
         """
         submission = self._of[identifier]
-        guard = Path(submission.folder, submission.guard)
-        try:
-            with guard.open("x") as file:
-                file.write(f"{identifier}\n{submission.script_digest}\n")
-        except FileExistsError:
-            if guard.read_text().partition("\n")[0] != identifier:
-                self.end(identifier, JobState.FAILED, EXIT_SECOND_COPY)
-                return False
-        except OSError:
-            self.end(identifier, JobState.FAILED, EXIT_NO_GUARD)
+        if submission.guard is not None and (refused := _take(submission, identifier)):
+            self.end(identifier, JobState.FAILED, refused)
             return False
         self.executed.append(identifier)
         self._change(
@@ -192,3 +184,19 @@ class FakeBackend(Backend):
         self.questions.append(question)
         if self.down:
             raise SchedulerDown("the fake scheduler is down")
+
+
+def _take(submission: Submission, identifier: str) -> int:
+    """Take the guard of a submission, as its wrapper does.
+
+    :returns: the exit code with which the job ends before user code; 0 if it goes on.
+    """
+    guard = Path(submission.folder, submission.guard or "")
+    try:
+        with guard.open("x") as file:
+            file.write(f"{identifier}\n{submission.script_digest}\n")
+    except FileExistsError:
+        return 0 if guard.read_text().partition("\n")[0] == identifier else EXIT_SECOND_COPY
+    except OSError:
+        return EXIT_NO_GUARD
+    return 0

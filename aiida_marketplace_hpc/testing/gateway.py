@@ -59,6 +59,7 @@ class GatewayProcess:
     :param user: the account it runs under; by default the machine's.
     :param home: template of the users' homes.
     :param roots: further roots, by name; by default scratch and the read-only software of the machine.
+    :param classic: serve what the published gateway does and nothing else.
     :param options: further options of ``serve``.
     :param env: added to its environment, such as :attr:`SlurmCluster.env`.
     :param beside: another one that has been started: this one uses its state, with database and spool, its tokens, its
@@ -76,6 +77,7 @@ class GatewayProcess:
         user: str | None = None,
         home: str | None = None,
         roots: Mapping[str, str] | None = None,
+        classic: bool = False,
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         beside: GatewayProcess | None = None,
@@ -92,7 +94,7 @@ class GatewayProcess:
         self.home: str = home or (beside.home if beside else f"{machine.home}/{{username}}")
         default = {"scratch": f"{machine.scratch}/{{username}}", "software": f"{machine.software}:ro"}
         self.roots = dict(default if roots is None else roots)
-        self._options = list(options)
+        self._options = [*(["--classic"] if classic else []), *options]
         self._env = dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0

@@ -49,7 +49,8 @@ class Submission:
     :param folder: absolute path of the working directory on the cluster.
     :param script: absolute path of the job script; ``script_text`` is its content, ``script_digest`` its digest.
     :param guard: the name of the file in ``folder`` that a job takes exclusively before it runs ``script``, so that a second
-        copy of the same submission ends before user code.
+        copy of the same submission ends before user code; ``None``: there is none, and each submission runs the script, as
+        the published gateway does.
     :param comment: added where the batch system keeps one and the script sets none.
     :param client_ref: the caller's own reference, such as the UUID of an AiiDA node.
     :param owner: tells users apart without naming them.
@@ -61,7 +62,7 @@ class Submission:
     script: str
     script_text: bytes
     script_digest: str
-    guard: str
+    guard: str | None
     comment: str
     client_ref: str | None = None
     owner: str = ""

@@ -109,6 +109,8 @@ def make_spec(id: str, request: Request, *, node: str, kill_wait: float) -> dict
         return posixpath.join(submission.folder, _expand(pattern, id, request.name, environment["USER"], node))
 
     stdout = place(options.get("output", "slurm-%j.out"))
+    # As with Slurm: a second copy must not wipe out what the first one wrote.
+    mode = options.get("open-mode", "truncate" if submission.guard is None else "append")
     stderr = place(options["error"]) if "error" in options else None
     return {
         "jobid": submission.jobid,
@@ -127,8 +129,7 @@ def make_spec(id: str, request: Request, *, node: str, kill_wait: float) -> dict
         "stdin": place(options["input"]) if "input" in options else os.devnull,
         "stdout": stdout,
         "stderr": None if stderr == stdout else stderr,
-        # As with Slurm: a second copy must not wipe out what the first one wrote.
-        "append": options.get("open-mode", "append").startswith("a"),
+        "append": mode.startswith("a"),
     }
 
 

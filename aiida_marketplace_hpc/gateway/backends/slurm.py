@@ -144,15 +144,14 @@ class SlurmBackend(Backend):
 
     def submit(self, submission: Submission) -> str:
         directives = _read_directives(submission)
-        configuration = self._configuration.get()
-        # Where it is not known whether there is an accounting, a note too much does no harm.
-        wrapper = make_wrapper(submission, directives, note_end=configuration is None or not configuration.accounting)
+        wrapper = self._wrapper(submission, directives)
         check_folder(submission.folder)
         arguments = sbatch_arguments(
             submission.folder,
             directives,
             name=posixpath.basename(submission.script),
             comment=submission.comment,
+            guarded=submission.guard is not None,
         )
         try:
             answer = self._run(
@@ -169,6 +168,13 @@ class SlurmBackend(Backend):
         except OSError as error:
             raise Deferred(f"the gateway cannot run sbatch: {error}") from error
         return parse_sbatch(answer)
+
+    def _wrapper(self, submission: Submission, directives: Directives) -> bytes:
+        if submission.guard is None:
+            return submission.script_text
+        configuration = self._configuration.get()
+        # Where it is not known whether there is an accounting, a note too much does no harm.
+        return make_wrapper(submission, directives, note_end=configuration is None or not configuration.accounting)
 
     def cancel(self, id: str, folder: str | None = None) -> None:
         """Ask for the end of a job.

@@ -41,12 +41,15 @@ def draw_separator() -> str:
 # --- sbatch ----------------------------------------------------------------------------------------------------------
 
 
-def sbatch_arguments(folder: str, directives: Directives, *, name: str, comment: str) -> list[str]:
+def sbatch_arguments(
+    folder: str, directives: Directives, *, name: str, comment: str, guarded: bool = True
+) -> list[str]:
     """Make the command that submits a script from standard input.
 
     :param folder: absolute path of the job's working directory; it overrules the script's.
     :param name: used where the script sets no name.
     :param comment: used where the script sets none.
+    :param guarded: whether a second copy of the same submission ends before user code.
     """
     arguments = ["sbatch", "--parsable", f"--chdir={folder}"]
     options = directives.options
@@ -54,7 +57,7 @@ def sbatch_arguments(folder: str, directives: Directives, *, name: str, comment:
         arguments.append(f"--job-name={name}")
     if "comment" not in options and comment:
         arguments.append(f"--comment={comment}")
-    if "open-mode" not in options:
+    if guarded and "open-mode" not in options:
         # Slurm empties the output files before the wrapper runs: a second copy would wipe out what the first one wrote.
         arguments.append("--open-mode=append")
     return arguments

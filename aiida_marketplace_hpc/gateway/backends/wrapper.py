@@ -99,12 +99,15 @@ def make_wrapper(submission: Submission, directives: Directives, *, note_end: bo
     :raises Refused: if sbatch would refuse the user's script for what it is, in sbatch's words.
     """
     check_script(submission.script_text)
+    command = " ".join(shlex.quote(word) for word in script_command(submission))
+    if submission.guard is None:
+        return f"#!/bin/sh\nexec {command}\n".encode("utf-8", "surrogateescape")
     body = (_TEMPLATE + (_STAY if note_end else _BECOME)).format(
         guard=shlex.quote(posixpath.join(submission.folder, submission.guard)),
         digest=shlex.quote(submission.script_digest),
         exit_no_guard=EXIT_NO_GUARD,
         exit_second_copy=EXIT_SECOND_COPY,
-        command=" ".join(shlex.quote(word) for word in script_command(submission)),
+        command=command,
     )
     trace = json.dumps({name: getattr(submission, name) for name in _TRACED})
     shell = b"#!/usr/bin/env bash" if note_end else b"#!/bin/sh"

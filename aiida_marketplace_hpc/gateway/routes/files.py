@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import grp
 import io
 import mimetypes
 import os
-import pwd
 import stat
 from collections.abc import Generator
 from datetime import datetime
-from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import InvalidRequest, NotFound
+from aiida_marketplace_hpc.gateway.names import group_name, user_name
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Stream
 from aiida_marketplace_hpc.gateway.textual import decoded, encoded, is_coded
 from aiida_marketplace_hpc.gateway.transfers import Position
@@ -126,14 +124,14 @@ def published_listing(entries: list[dict[str, Any]]) -> list[dict[str, str]]:
     letters = {"file": "-", "directory": "d", "symlink": "l"}
     return [
         {
-            "group": _group_name(entry["gid"]),
+            "group": group_name(entry["gid"]),
             "last_modified": datetime.fromtimestamp(entry["mtime"]).strftime("%Y-%m-%dT%H:%M:%S"),
             "link_target": entry.get("target", ""),
             "name": entry["name"],
             "permissions": stat.filemode(entry["mode"])[1:],
             "size": str(entry["size"]),
             "type": letters.get(entry["type"], "?"),
-            "user": _user_name(entry["uid"]),
+            "user": user_name(entry["uid"]),
         }
         for entry in entries
         if not entry["name"].startswith(".")
@@ -166,19 +164,3 @@ def _form_name(body: Body) -> str:
     if not name:
         raise InvalidRequest("an upload needs a name: the parameter filename")
     return name
-
-
-@lru_cache(maxsize=1024)
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-@lru_cache(maxsize=1024)
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
