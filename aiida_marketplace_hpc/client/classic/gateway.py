@@ -224,7 +224,7 @@ class ClassicGateway:
 
         :raises ServerFault: it is not there, is too large, or the cluster does not answer: the gateway does not say which.
         """
-        return self._gateway.download(Place(jobid, path), Answer.content, parameters={})
+        return self._gateway.download(Place(jobid, path), Answer.raw, parameters={})
 
     def delete(self, jobid: str, path: str) -> None:
         """Delete a file, or a folder with all that is in it. It being gone already is no error where a listing shows that.
