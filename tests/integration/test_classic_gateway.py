@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,11 +74,10 @@ def classic(
         installation.close()
 
 
-@pytest.fixture
-def on_slurm(classic_site: Site) -> SlurmCluster:
-    if classic_site.slurm is None:
-        pytest.skip("it needs a scheduler")
-    return classic_site.slurm
+def on_slurm_only(function: Any) -> Any:
+    """Run a test on Slurm only: it needs a scheduler."""
+    only = pytest.mark.parametrize("classic_site", ["slurm"], indirect=True, scope="module")
+    return pytest.mark.services(only(function))
 
 
 MAIN_JOBS = """\
@@ -106,7 +104,8 @@ lists = {
     "remote_symlink_list": [["parent", "many", "linked"]],
     "retrieve_list": ["sums"],
 }
-second = start(code, "cat copied/a/1.txt linked/*/*.txt > sums; sha256sum < twice.bin >> sums", lists, nodes={"parent": parent})
+line = "cat copied/a/1.txt linked/*/*.txt > sums; sha256sum < twice.bin >> sums"
+second = start(code, line, lists, nodes={"parent": parent})
 finished(add, shell, chain, second)
 wait(fails)
 digest = hashlib.sha256(b"0123456789abcdef" * 800_000).hexdigest()
@@ -159,8 +158,8 @@ def test_the_computer_passes_every_test(classic: ClassicInstallation) -> None:
     assert "all 6 tests succeeded" in classic.verdi("computer", "test", LABEL)
 
 
-@pytest.mark.services
-def test_the_daemon_is_restarted_while_a_job_runs(classic: ClassicInstallation, on_slurm: SlurmCluster) -> None:
+@on_slurm_only
+def test_the_daemon_is_restarted_while_a_job_runs(classic: ClassicInstallation) -> None:
     pk = classic.run("print(json.dumps(start(code, 'touch restarted; until [ -e go.txt ]; do sleep 0.1; done').pk))")
     home = classic.site.home
     machine = classic.site.gateway.machine
@@ -178,8 +177,8 @@ def test_the_daemon_is_restarted_while_a_job_runs(classic: ClassicInstallation, 
     assert machine.run(["ls", folder], check=True).stdout.count("mphpc-started-") == 1
 
 
-@pytest.mark.services
-def test_what_ends_jobs_early(classic: ClassicInstallation, on_slurm: SlurmCluster) -> None:
+@on_slurm_only
+def test_what_ends_jobs_early(classic: ClassicInstallation) -> None:
     """A time limit, a cancellation and a batch script that is killed, at once: a limit takes Slurm's whole minutes."""
     limited, killed, silent = classic.run(
         "options = {'options': {'max_wallclock_seconds': 60}}\n"
@@ -195,9 +194,7 @@ def test_what_ends_jobs_early(classic: ClassicInstallation, on_slurm: SlurmClust
             within=60,
             failure=lambda: classic.profile.daemon_log(),
         )
-    ids = classic.run(
-        f"print(json.dumps([orm.load_node(pk).get_job_id() for pk in {[killed, silent]}]))"
-    )
+    ids = classic.run(f"print(json.dumps([orm.load_node(pk).get_job_id() for pk in {[killed, silent]}]))")
     started = {
         name: next(
             line.rpartition("-")[2]
@@ -208,21 +205,26 @@ def test_what_ends_jobs_early(classic: ClassicInstallation, on_slurm: SlurmClust
     }
     assert len(set(ids)) == 2
     # Nothing of the job is left that could say anything.
-    pids = on_slurm.run("scontrol", "listpids", started["silent"], check=True).stdout.split("\n")[1:]
+    slurm = classic.site.slurm
+    assert slurm is not None
+    pids = slurm.run("scontrol", "listpids", started["silent"], check=True).stdout.split("\n")[1:]
     for line in pids:
         if line.split() and line.split()[0] not in ("-1", "0"):
             machine.run(["kill", "-KILL", line.split()[0]], user="root")
     classic.verdi("process", "kill", str(killed))
-    outcomes = classic.profile.wait_for([limited, killed, silent], within=240)
+    outcomes = classic.profile.wait_for([limited, killed, silent], timeout=240)
     assert outcomes[killed].state == "killed"
     assert classic.site.accounted(started["victim"])["State"].startswith("CANCELLED")
     assert (outcomes[silent].state, outcomes[silent].exit_status) == ("finished", 140)
     assert (outcomes[limited].state, outcomes[limited].exit_status) == ("finished", 120)
-    assert classic.run(f"print(json.dumps(repository(orm.load_node({limited}).outputs.retrieved)))")["partial"] == "partial\n"
+    assert (
+        classic.run(f"print(json.dumps(repository(orm.load_node({limited}).outputs.retrieved)))")["partial"]
+        == "partial\n"
+    )
 
 
-@pytest.mark.services
-def test_a_launch_whose_answer_is_lost_is_one_execution(classic: ClassicInstallation, on_slurm: SlurmCluster) -> None:
+@on_slurm_only
+def test_a_launch_whose_answer_is_lost_is_one_execution(classic: ClassicInstallation) -> None:
     def is_launch(request: ProxiedRequest) -> bool:
         return "/job/launch/" in request.path
 
@@ -240,9 +242,9 @@ def test_a_launch_whose_answer_is_lost_is_one_execution(classic: ClassicInstalla
         classic.run("orm.load_computer('lossy').disable = True\nprint(1)")
 
 
-@pytest.mark.services
+@on_slurm_only
 @pytest.mark.parametrize("way", ["raw names", "platform"])
-def test_the_main_jobs_by_other_ways(classic: ClassicInstallation, on_slurm: SlurmCluster, way: str) -> None:
+def test_the_main_jobs_by_other_ways(classic: ClassicInstallation, way: str) -> None:
     with contextlib.ExitStack() as stack:
         if way == "platform":
             platform = stack.enter_context(
@@ -264,7 +266,7 @@ def test_the_main_jobs_by_other_ways(classic: ClassicInstallation, on_slurm: Slu
                     backend="slurm",
                     classic=True,
                     roots={},
-                    env=on_slurm.env,
+                    env=classic.site.slurm.env,  # type: ignore[union-attr]
                     beside=classic.site.gateway,
                     options=["--classic-file-names", "raw", "--classic-listing", "whole"],
                 )

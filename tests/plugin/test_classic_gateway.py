@@ -143,7 +143,9 @@ def test_files_of_all_kinds_go_and_come(new: NewCalculation) -> None:
     found = transport.glob(f"{work}/sub/*")
     assert found == []  # As everywhere: a star finds nothing hidden.
     assert sorted(transport.glob(f"{work}/sub/.hidden/*.gz")) == [f"{work}/sub/.hidden/x.gz"]
-    assert {".aiida", "_aiidasubmit.sh", "empty", "large.bin", "link", "out", "run", "sub"} <= set(transport.listdir(work))
+    assert {".aiida", "_aiidasubmit.sh", "empty", "large.bin", "link", "out", "run", "sub"} <= set(
+        transport.listdir(work)
+    )
     assert not [name for name in transport.listdir(work) if name.startswith("mphpc") or name == "job.sh"]
     assert transport.get_mode(f"{work}/run") == 0o755
     assert transport.isdir(f"{work}/empty")
@@ -190,6 +192,54 @@ def test_a_job_uses_what_another_has_made(new: NewCalculation) -> None:
     assert first.get("top") == b"top\n"
     with pytest.raises(NotSupported):
         transport.copy(f"{first.work}/out", f"{transport.normalize('.')}/stash")
+
+
+def test_a_job_whose_folder_cannot_be_made_says_so_and_does_not_run(
+    new: NewCalculation, classic: ServedGateway
+) -> None:
+    first = new()
+    first.submit("echo one > one")
+    first.wait()
+    second = new()
+    second.transport.copy(f"{first.work}/one", f"{second.work}/one")
+    # Gone behind everybody's back, as old files are from a scratch disk.
+    gateway = second.transport.connection.gateway
+    os.unlink(f"{gateway.list_jobs()[first.jobid]['remote_folder']}/one")
+    second.submit("touch ran")
+    second.wait()
+    info = second.scheduler.get_detailed_job_info(second.jobid)
+    code = second.scheduler.parse_output(info, "", "")
+    assert code is not None
+    assert code.status == 132
+    assert "not there any more" in str(code.message)
+    assert not second.transport.path_exists(f"{second.work}/ran")
+
+
+def test_a_running_job_is_looked_at_and_told_something(new: NewCalculation) -> None:
+    calculation = new()
+    transport, work = calculation.transport, calculation.work
+    calculation.put("in.txt", "in")
+    calculation.submit("echo 7 > energy.dat; until [ -e STOP ]; do sleep 0.1; done; mv STOP seen", ["seen"])
+    wait_until(lambda: transport.isfile(f"{work}/energy.dat"), within=20, failure=lambda: str(transport.listdir(work)))
+    assert calculation.get("energy.dat") == b"7\n"
+    assert calculation.get("in.txt") == b"in"
+    assert {"energy.dat", "in.txt", ".aiida"} <= set(transport.listdir(work))
+    with pytest.raises(NotSupported):
+        transport.mkdir(f"{work}/sub")
+    with pytest.raises(NotSupported):
+        calculation.put("odd name", "no")
+    calculation.put("STOP", "now")
+    calculation.wait()
+    assert calculation.get("seen") == b"now"
+
+
+def test_names_of_our_own_are_refused(new: NewCalculation) -> None:
+    calculation = new()
+    for name in ("job.sh", "mphpc-lock"):
+        with pytest.raises(OSError, match="cannot be called"):
+            calculation.put(name, "mine")
+    calculation.transport.mkdir(f"{calculation.work}/sub")
+    calculation.put("sub/job.sh", "mine")
 
 
 def test_a_job_is_cancelled(new: NewCalculation) -> None:

@@ -65,7 +65,12 @@ class Job:
         return Pieces(tuple(pieces), hashlib.sha256(data).hexdigest())
 
     def write(
-        self, text: str = "#!/bin/bash\ntrue\n", *, retrieved: tuple[str, ...] = (), packed: bool = False, piece: int = 4096
+        self,
+        text: str = "#!/bin/bash\ntrue\n",
+        *,
+        retrieved: tuple[str, ...] = (),
+        packed: bool = False,
+        piece: int = 4096,
     ) -> None:
         """Write ``job.sh``."""
         self.file("_aiidasubmit.sh", text.encode())
@@ -141,7 +146,9 @@ def ended() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
     started: list[subprocess.Popen[bytes]] = []
     yield started.append
     for process in started:
-        for line in subprocess.run(["ps", "-eo", "pid,sid"], capture_output=True, text=True, check=True).stdout.split("\n")[1:]:
+        for line in subprocess.run(["ps", "-eo", "pid,sid"], capture_output=True, text=True, check=True).stdout.split(
+            "\n"
+        )[1:]:
             words = line.split()
             if len(words) == 2 and int(words[1]) == process.pid:
                 try:
@@ -176,7 +183,11 @@ def test_what_was_made_before_is_there_when_the_script_runs(job: Job, packed: bo
     assert (job.folder / "empty file").read_bytes() == b""
     assert stat.S_IMODE((job.folder / "closed").stat().st_mode) == 0o555
     assert stat.S_IMODE((job.folder / "closed" / "inside").stat().st_mode) == 0o400
-    assert not list(job.folder.glob("mphpc-piece-*")) + list(job.folder.glob("mphpc-p*k")) + list(job.folder.glob("mphpc-new"))
+    assert (
+        not list(job.folder.glob("mphpc-piece-*"))
+        + list(job.folder.glob("mphpc-p*k"))
+        + list(job.folder.glob("mphpc-new"))
+    )
     end = job.end
     assert end is not None
     assert (end.state, end.code, end.scheduler_id) == ("COMPLETED", 0, "17")
@@ -207,9 +218,11 @@ def test_a_file_that_arrived_wrong_keeps_the_script_from_running(job: Job, damag
     job.nodes.append(Node(f"{WORK}/large", "file", size=5000, content=content))
     job.write("#!/bin/bash\ntouch ran\n")
     piece = job.folder / piece_name(content.pieces[1].digest)
-    {"cut": lambda: piece.write_bytes(b"a" * 1999), "changed": lambda: piece.write_bytes(b"b" * 2000), "gone": piece.unlink}[
-        damage
-    ]()
+    {
+        "cut": lambda: piece.write_bytes(b"a" * 1999),
+        "changed": lambda: piece.write_bytes(b"b" * 2000),
+        "gone": piece.unlink,
+    }[damage]()
     assert job.run() == 74
     assert "ran" not in job.names
     end = job.end
@@ -280,10 +293,16 @@ def test_exit_codes_are_told_and_kept(job: Job) -> None:
 
 @pytest.mark.parametrize(
     ("env", "limit", "state"),
-    [({}, "", "CANCELLED"), ({}, "#SBATCH --time=00:00:01\n", "TIMEOUT"), ({"SLURM_JOB_END_TIME": "now"}, "", "TIMEOUT")],
+    [
+        ({}, "", "CANCELLED"),
+        ({}, "#SBATCH --time=00:00:01\n", "TIMEOUT"),
+        ({"SLURM_JOB_END_TIME": "now"}, "", "TIMEOUT"),
+    ],
 )
 def test_a_signal_before_the_end_leaves_a_record(job: Job, env: dict[str, str], limit: str, state: str) -> None:
-    job.write(f"#!/bin/bash\n{limit}trap 'touch told; exit 7' TERM\ntouch begun\nsleep 60 &\nwait\n", retrieved=("told",))
+    job.write(
+        f"#!/bin/bash\n{limit}trap 'touch told; exit 7' TERM\ntouch begun\nsleep 60 &\nwait\n", retrieved=("told",)
+    )
     with job.start(**{name: str(int(time.time())) for name in env}) as process:
         wait_until(lambda: "begun" in job.names, within=10, failure=lambda: str(job.names))
         process.send_signal(signal.SIGTERM)
@@ -295,7 +314,9 @@ def test_a_signal_before_the_end_leaves_a_record(job: Job, env: dict[str, str], 
 
 
 def test_other_signals_reach_the_script_and_end_nothing(job: Job) -> None:
-    job.write("#!/bin/bash\ntrap 'touch told' USR1\ntouch begun\nsleep 0.1 & wait\nuntil [ -e told ]; do sleep 0.05; done\n")
+    job.write(
+        "#!/bin/bash\ntrap 'touch told' USR1\ntouch begun\nsleep 0.1 & wait\nuntil [ -e told ]; do sleep 0.05; done\n"
+    )
     with job.start() as process:
         wait_until(lambda: "begun" in job.names, within=10, failure=lambda: str(job.names))
         process.send_signal(signal.SIGUSR1)
@@ -432,9 +453,9 @@ def test_what_is_retrieved_is_handed_out(job: Job, tmp_path: Path) -> None:
     assert isinstance(scratch, InJob)
     assert not scratch.handed_out
     # As many as are needed, and none of what nobody asks for.
-    assert len(list(job.folder.glob("mphpc-out-*"))) == 3 + sum(not name.isascii() or not name.isalnum() for name in ODD) - sum(
-        name in (".hidden", "-rf") for name in ODD
-    )
+    assert len(list(job.folder.glob("mphpc-out-*"))) == 3 + sum(
+        not name.isascii() or not name.isalnum() for name in ODD
+    ) - sum(name in (".hidden", "-rf") for name in ODD)
 
 
 def test_the_output_of_the_job_itself_has_no_final_size(job: Job) -> None:
