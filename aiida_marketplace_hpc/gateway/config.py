@@ -307,6 +307,12 @@ class Settings(FileSettings):
         return self
 
     @model_validator(mode="after")
+    def _classic_serves_nothing_else(self) -> Settings:
+        if self.classic and self.metrics:
+            raise ValueError("with --classic nothing is served that was not published: leave --metrics away")
+        return self
+
+    @model_validator(mode="after")
     def _folders_are_apart(self) -> Settings:
         if self.backend == "slurm" and not self.home:
             raise ValueError(

@@ -210,6 +210,10 @@ def _welcome(settings: Settings, issuer: str) -> Sequence[str]:
         tokens[settings.auth],
         served,
     ]
+    if settings.classic:
+        lines.append(
+            "only what was published is served: a launch that is sent twice runs twice, and no job has a state"
+        )
     if settings.certfile is None and not settings.trusted_proxy and not is_loopback(settings.host):
         lines.append(
             f"without TLS on {settings.host}: everybody on the way can read the users' tokens; give --certfile, or put a "

@@ -69,17 +69,38 @@ def test_all_nine_calls_of_the_published_client(
 ) -> None:
     with OidcProvider() as provider:
         gateway = gateway_factory(provider=provider, auth="marketplace")
-        token = provider.issue("ada", email="ada.l@example.org", name="Ada L")
-        strict = {"undeclared": "drop", "known_headers_only": True, "max_body": 1024 * 1024, "refuse_chunked": True}
-        with Platform(gateway.url, provider=provider, only_published=True, **strict) as platform:  # type: ignore[arg-type]
-            got = _calls(published, platform, token, tmp_path)
-    _check(got, gateway)
+        got = _got(published, gateway, provider, tmp_path)
+    _check_jobs_and_files(got, gateway)
+    # A second launch is no second job, as it was with the published gateway.
+    assert got["launch_job"].get("scheduler_id") == got["launch_job again"].get("scheduler_id")
+    assert got["check_job_state at the end"]["state"] == "COMPLETED"
+    for call in ("check_job_state unknown", "delete_file unknown"):
+        assert got[call]["error"]
 
 
-def _calls(python: Path, platform: Platform, token: str, folder: Path) -> dict[str, Any]:
+def test_all_nine_calls_with_a_gateway_that_is_served_as_published(
+    published: Path, gateway_factory: Callable[..., GatewayProcess], tmp_path: Path
+) -> None:
+    with OidcProvider() as provider:
+        gateway = gateway_factory(provider=provider, auth="marketplace", classic=True)
+        got = _got(published, gateway, provider, tmp_path, "classic")
+    _check_jobs_and_files(got, gateway, unnamed=f"{tmp_path}/local-in.txt".strip("/").replace("/", "_"))
+    assert set(got["launch_job"]) == {"jobid"}
+
+
+def _got(
+    published: Path, gateway: GatewayProcess, provider: OidcProvider, folder: Path, *options: str
+) -> dict[str, Any]:
+    token = provider.issue("ada", email="ada.l@example.org", name="Ada L")
+    strict = {"undeclared": "drop", "known_headers_only": True, "max_body": 1024 * 1024, "refuse_chunked": True}
+    with Platform(gateway.url, provider=provider, only_published=True, **strict) as platform:  # type: ignore[arg-type]
+        return _calls(published, platform, token, folder, *options)
+
+
+def _calls(python: Path, platform: Platform, token: str, folder: Path, *options: str) -> dict[str, Any]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     done = subprocess.run(
-        [str(python), str(Path(__file__).with_name("published_calls.py")), platform.url, str(folder)],
+        [str(python), str(Path(__file__).with_name("published_calls.py")), platform.url, str(folder), *options],
         capture_output=True,
         text=True,
         timeout=120,
@@ -90,7 +111,11 @@ def _calls(python: Path, platform: Platform, token: str, folder: Path) -> dict[s
     return answers
 
 
-def _check(got: dict[str, Any], gateway: GatewayProcess) -> None:
+def _check_jobs_and_files(got: dict[str, Any], gateway: GatewayProcess, unnamed: str = "local-in.txt") -> None:
+    """What the client is told in any case.
+
+    :param unnamed: how a file is called that was uploaded without a name.
+    """
     assert got["heartbeat"] == {"message": "HPC-gateway-App : application running."}
     user = got["create_user"]
     assert {"_id", "email", "home", "message", "name"} <= set(user)
@@ -104,16 +129,13 @@ def _check(got: dict[str, Any], gateway: GatewayProcess) -> None:
         assert (status, answer["message"]) == (200, "File uploaded.")
     assert got["upload_file unnamed"]["message"] == "File uploaded."
     listed = {file["name"]: file for file in got["check_job_state"]["files"]}
-    assert set(listed) == {"job.sh", "in.txt", "local-in.txt"}
+    assert set(listed) == {"job.sh", "in.txt", unnamed}
     assert got["check_job_state"]["message"] == "Files in the job folder."
     keys = {"group", "last_modified", "link_target", "name", "permissions", "size", "type", "user"}
     assert keys <= set(listed["in.txt"])
     assert listed["in.txt"]["size"] == "10"
 
-    # A second launch is no second job, as it was with the published gateway.
     assert got["launch_job"]["jobid"] == got["launch_job again"]["jobid"] == jobid
-    assert got["launch_job"].get("scheduler_id") == got["launch_job again"].get("scheduler_id")
-    assert got["check_job_state at the end"]["state"] == "COMPLETED"
     assert got["download_file"] == [200, "from here\ndone\n"]
     assert got["delete_file"]["message"] == "File deleted."
     assert got["download_file of nothing"] >= 400
@@ -121,8 +143,6 @@ def _check(got: dict[str, Any], gateway: GatewayProcess) -> None:
     assert "not launched" in got["cancel_job too early"]["error"]
     assert got["cancel_job"]["message"].startswith("Send cancelling signal to job-")
     assert got["create_job wrong"] == ""
-    for call in ("check_job_state unknown", "delete_file unknown"):
-        assert got[call]["error"]
     refused = "request fail, check access token is renewed."
     assert got["launch_job unknown"] == got["get_app wrong token"] == refused
 

@@ -17,6 +17,7 @@ import requests
 from firecrest.v1 import Firecrest
 
 from aiida_marketplace_hpc.testing.firecrest_v1 import CLIENT, SECRET, FirecrestV1
+from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 
 MIB = 1024 * 1024
 SCRIPT = '#!/bin/bash\n#SBATCH --job-name=double\necho hello; [ -z "$1" ]\n'
@@ -191,13 +192,43 @@ def test_a_job_runs_and_each_submission_is_one(client: Firecrest, tmp_path: Path
     assert client.poll_active("cluster") == []
 
 
-def test_a_job_can_be_cancelled_once(client: Firecrest, tmp_path: Path) -> None:
+def test_a_job_can_be_cancelled_also_when_it_has_ended(client: Firecrest, tmp_path: Path) -> None:
     (tmp_path / "job.sh").write_text("#!/bin/bash\nsleep 600\n")
     job = client.submit("cluster", script_remote_path=str(tmp_path / "job.sh"))
     assert [row["jobid"] for row in client.poll_active("cluster", [job["jobid"]])] == [str(job["jobid"])]
     client.cancel("cluster", job["jobid"])
     assert _ended(client, job["jobid"])["state"].startswith("CANCELLED")
-    assert _header(client.cancel, "cluster", job["jobid"]) == "200"
+    client.cancel("cluster", job["jobid"])
+
+
+@pytest.mark.services
+def test_jobs_of_a_real_slurm(slurm_cluster: SlurmCluster) -> None:
+    machine = slurm_cluster.machine
+    with FirecrestV1(slurm_cluster) as double:
+        client = Firecrest(double.url, firecrest.ClientCredentialsAuth(CLIENT, SECRET, double.token_url))
+        client.polling_sleep_times = [0.05] * 500
+        client.set_api_version("1.16.0")
+        folder = f"{machine.home}/firecrest-v1"
+        client.mkdir("cluster", folder)
+        client.simple_upload("cluster", io.BytesIO(SCRIPT.encode()), folder, "job.sh")
+        assert client.whoami("cluster") == machine.user
+        assert client.list_files("cluster", folder)[0]["user"] == machine.user
+        jobs = [client.submit("cluster", script_remote_path=f"{folder}/job.sh") for _ in range(2)]
+        assert jobs[0]["jobid"] != jobs[1]["jobid"]
+        assert jobs[0]["job_file_out"].endswith(f"slurm-{jobs[0]['jobid']}.out")
+        for job in jobs:
+            slurm_cluster.wait_for(str(job["jobid"]))
+        records = client.poll("cluster", [str(job["jobid"]) for job in jobs])
+        assert [record["state"] for record in records] == ["COMPLETED", "COMPLETED"]
+        client.simple_upload("cluster", io.BytesIO(b"#!/bin/bash\nsleep 600\n"), folder, "long.sh")
+        long = client.submit("cluster", script_remote_path=f"{folder}/long.sh")
+        assert [row["name"] for row in client.poll_active("cluster", [long["jobid"]])] == ["long.sh"]
+        client.cancel("cluster", long["jobid"])
+        slurm_cluster.wait_for(str(long["jobid"]), "CANCELLED")
+        client.cancel("cluster", long["jobid"])
+        assert _header(client.submit, "cluster", script_remote_path=f"{folder}/missing") == "x-invalid-path"
+        client.simple_upload("cluster", io.BytesIO(b"no script"), folder, "wrong.sh")
+        assert _header(client.submit, "cluster", script_remote_path=f"{folder}/wrong.sh") == "200"
 
 
 def test_a_task_may_take_its_time(double: FirecrestV1, client: Firecrest) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Mapping
+from html import escape
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES
@@ -29,13 +33,14 @@ class Failed(Exception):
 class Uncaught(Exception):
     """Where the published gateway's own code fails: a page of HTML instead of JSON.
 
-    :param status: 500 for whatever nobody has caught; 400, 404 and 405 are the framework's.
+    :param status: 500 for whatever nobody has caught; others are the framework's.
+    :param text: what a page other than that of 500 says; by default what the framework says.
     """
 
-    def __init__(self, status: int = 500, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int = 500, text: str = "") -> None:
         super().__init__(status)
         self.status = status
-        self.headers = dict(headers or {})
+        self.text = text
 
 
 def as_json(content: Mapping[str, Any], status: int = 200) -> Response:
@@ -57,12 +62,34 @@ _UNCAUGHT = """\
 """  # noqa: W293 - as gunicorn writes it.
 
 
-def as_page(status: int, headers: Mapping[str, str] | None = None) -> Response:
-    """An error in HTML: gunicorn's page for 500, which closes the connection, else a short one of the framework's form."""
+_TEXTS = {
+    404: "The requested URL was not found on the server. "
+    "If you entered the URL manually please check your spelling and try again.",
+    405: "The method is not allowed for the requested URL.",
+}
+
+
+def as_page(status: int = 500, text: str = "", headers: Mapping[str, str] | None = None) -> Response:
+    """An error in HTML: gunicorn's page for 500, which closes the connection, else Werkzeug's.
+
+    :param text: what it says; by default what Werkzeug says.
+    """
     if status == 500:
-        content, kind = _UNCAUGHT, {"Content-Type": "text/html", "Connection": "close"}
-    else:
-        phrase = HTTPStatus(status).phrase
-        content = f"<!doctype html>\n<html lang=en>\n<title>{status} {phrase}</title>\n<h1>{phrase}</h1>\n"
-        kind = {"Content-Type": "text/html; charset=utf-8"}
-    return Response(content.encode("ascii"), status, headers={**kind, **(headers or {})})
+        return Response(_UNCAUGHT, status, headers={"Content-Type": "text/html", "Connection": "close"})
+    phrase = HTTPStatus(status).phrase
+    said = escape(text or _TEXTS.get(status, f"{phrase}."))
+    content = f"{_DOCTYPE}\n<title>{status} {phrase}</title>\n<h1>{phrase}</h1>\n<p>{said}</p>\n"
+    return Response(content, status, headers={"Content-Type": "text/html; charset=utf-8", **(headers or {})})
+
+
+_DOCTYPE = '<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 3.2 Final//EN">'
+
+
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+def disposition(name: str) -> str:
+    """The part of ``Content-Disposition`` that names a file, as Werkzeug writes it."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii")
+    quoted = plain if _TOKEN.fullmatch(plain) else '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"filename={quoted}" if plain == name else f"filename={quoted}; filename*=UTF-8''{quote(name, safe='')}"

@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.errors import Busy, Forbidden, GatewayError, TooLarge, Unauthorized, Unavailable
@@ -48,23 +48,37 @@ def create_app(gateway: Gateway) -> FastAPI:
         app.add_route(path, _unimplemented, methods=[method])
     for path in ("/api/v1/job", "/api/v1/file", "/api/v1/image"):
         app.add_route(path, _with_slash, methods=["GET"])
-    app.add_route("/", lambda _: HTMLResponse(PAGE), methods=["GET"])
+    app.add_route("/", _root, methods=["GET"])
     return app
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and wrong methods. OPTIONS is answered everywhere, with the methods that there are."""
     status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = {}
+    if status == 405:
+        headers["Allow"] = f"{(getattr(error, 'headers', None) or {}).get('Allow', '')}, OPTIONS"
+        if request.method == "OPTIONS":
+            return HTMLResponse("", headers=headers)
     request.state.outcome = f"status {status}"
-    return as_page(status, getattr(error, "headers", None))
+    return as_page(status, headers=headers)
 
 
 async def _unimplemented(request: Request) -> Response:
     request.state.outcome = "status 500"
-    return as_page(500)
+    return as_page()
 
 
 async def _with_slash(request: Request) -> Response:
-    return RedirectResponse(f"{request.url.path}/", 308)
+    """The redirection to a path's other form; relative, since the gateway need not know its address."""
+    query = f"?{request.url.query}" if request.url.query else ""
+    answer = HTMLResponse("<title>Redirecting...</title>\n<h1>Redirecting...</h1>\n", 308)
+    answer.headers["Location"] = f"{request.url.path}/{query}"
+    return answer
+
+
+async def _root(request: Request) -> Response:
+    return HTMLResponse(PAGE)
 
 
 def _endpoint(
@@ -75,6 +89,7 @@ def _endpoint(
             classic,
             jobid=request.path_params.get("jobid", ""),
             filename=next(iter(request.query_params.getlist("filename")), ""),
+            range=request.headers.get("range", ""),
         )
         if capability.authenticated:
             call.identified = await _caller(classic.gateway, request.headers.get("authorization"))
@@ -100,7 +115,7 @@ def _endpoint(
         except Failed as exc:
             answer = as_json(exc.body, exc.status)
         except Uncaught as exc:
-            answer = as_page(exc.status)
+            answer = as_page(exc.status, exc.text)
         except GatewayError as exc:  # Of a body that broke off, or is larger than anything that the gateway takes.
             answer = as_page(413 if isinstance(exc, TooLarge) else 400)
         request.state.outcome = f"status {answer.status_code}"

@@ -18,6 +18,7 @@ PLAIN = "<class 'firecrest.FirecrestException.FirecrestException'>"
 """What it calls any other."""
 
 _FORBIDDEN = re.compile(r"[<>|;\"'&\\()\x00-\x1f`]")
+_BREAKING = re.compile(r"[\"\x00-\x1a\x1c-\x1f]")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 _BOUNDARY = 32
 """Bytes that requests takes for a boundary."""
@@ -26,6 +27,13 @@ _BOUNDARY = 32
 def is_forbidden(path: str) -> bool:
     """Whether FirecREST refuses a path for what it is: empty, or with a character that its shell commands could not bear."""
     return not path or _FORBIDDEN.search(path) is not None
+
+
+def posted(name: str) -> str:
+    """The name of an upload as it reaches FirecREST: the published gateway's HTTP client (urllib3 1.26) has written out what
+    would break a form.
+    """
+    return _BREAKING.sub(lambda match: f"%{ord(match[0]):02X}", name)
 
 
 def secure_filename(name: str) -> str:

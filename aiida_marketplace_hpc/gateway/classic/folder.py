@@ -6,9 +6,9 @@ A refusal is a :class:`Refusal`, which says only what the published gateway lets
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import BinaryIO
 
 from aiida_marketplace_hpc.errors import GatewayError
@@ -66,6 +66,7 @@ class JobFolder:
 
     def write(self, filename: str, content: BinaryIO, size: int) -> None:
         """Store a file under the name that FirecREST gives it; one of that name is replaced. May be repeated."""
+        filename = firecrest.posted(filename)
         if firecrest.form_size(self.path, filename, size) > self._limit:
             raise Refusal(firecrest.PLAIN)
         if firecrest.is_forbidden(filename):
@@ -120,10 +121,10 @@ class JobFolder:
     @contextmanager
     def _command(self) -> Iterator[Files]:
         """What FirecREST does in one command, which has a time-out."""
-        until = time.monotonic() + self._settings.classic_command_timeout
+        until = monotonic() + self._settings.classic_command_timeout
 
         def advance(_: int) -> None:
-            if time.monotonic() > until:
+            if monotonic() > until:
                 raise Refusal
 
         try:
