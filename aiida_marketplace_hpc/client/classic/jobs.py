@@ -68,7 +68,8 @@ class _Pulse:
     :param since: by the monotonic clock: when it was first seen as it is.
     :param polls: that have seen it so.
     :param refusals: how often the scheduler, asked to cancel it, did not have it.
-    :param sent: a cancellation was taken, so the scheduler still had it.
+    :param sent: when a cancellation was first taken: the scheduler may still have had it, or says so of jobs that it has just
+        seen the end of.
     :param asked: when it was last asked.
     """
 
@@ -76,7 +77,7 @@ class _Pulse:
     since: float
     polls: int = 1
     refusals: int = 0
-    sent: bool = False
+    sent: float | None = None
     asked: float = -1e9
 
 
@@ -352,16 +353,21 @@ class ClassicJobs:
         pulse.asked = self._clock()
         answer = self._gateway.cancel(jobid)
         if answer == "sent":
-            pulse.sent, pulse.refusals = True, 0
-            return None
-        pulse.refusals += 1
-        if pulse.refusals < _POLLS:
-            return None
+            pulse.refusals = 0
+            if pulse.sent is None:
+                pulse.sent = self._clock()
+            # The scheduler has killed it meanwhile, whether it could be stopped gently or not.
+            if self._clock() - pulse.sent < beat * SILENCE:
+                return None
+        else:
+            pulse.refusals += 1
+            if pulse.refusals < _POLLS:
+                return None
         reason = "it fell silent, and the scheduler does not have it any more"
         if records.ending:
             return End(records.ending, 137, now, now, 0, records.scheduler_id, reason)
-        if pulse.sent:
-            reason = "it was silent for long, was cancelled, and the scheduler does not have it any more"
+        if pulse.sent is not None:
+            reason = "it was silent for long and was cancelled"
         state = "CANCELLED" if records.cancelled else "NODE_FAIL"
         return End(state, 137, now, now, 0, records.scheduler_id, f"{reason}: was it killed, or its node lost?")
 

@@ -135,22 +135,21 @@ class Journal:
         self._locks = place / f"{name}.locks"
         self._locks.mkdir(mode=0o700, exist_ok=True)
         with self._open() as db:
-            db.executescript(_SCHEMA)
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        """One transaction. A connection of its own for each: threads and forks share nothing."""
+    def _open(self, *, reading: bool = False) -> Iterator[sqlite3.Connection]:
+        """One transaction, on disk when it is over. A connection of its own for each: threads and forks share nothing."""
         db = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None)
         try:
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("BEGIN IMMEDIATE")
+            db.execute("BEGIN" if reading else "BEGIN IMMEDIATE")
             try:
                 yield db
             except BaseException:
                 db.rollback()
                 raise
-            if db.in_transaction:
-                db.commit()
+            db.commit()
         finally:
             db.close()
 
@@ -183,7 +182,7 @@ class Journal:
 
     def fact(self, name: str) -> str | None:
         """Something that was learnt about the gateway."""
-        with self._open() as db:
+        with self._open(reading=True) as db:
             row = db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
@@ -204,7 +203,7 @@ class Journal:
 
     def folders(self, below: str = "") -> list[Folder]:
         """All working directories, or those below a path."""
-        with self._open() as db:
+        with self._open(reading=True) as db:
             if below:
                 rows = db.execute(f"SELECT {_FOLDER} FROM folders WHERE path >= ? AND path < ?", _range(below))  # noqa: S608
             else:
@@ -212,7 +211,7 @@ class Journal:
             return [_read_folder(row) for row in rows]
 
     def _folder(self, condition: str, value: Any) -> Folder | None:
-        with self._open() as db:
+        with self._open(reading=True) as db:
             row = db.execute(f"SELECT {_FOLDER} FROM folders WHERE {condition}", (value,)).fetchone()  # noqa: S608
         return None if row is None else _read_folder(row)
 
@@ -257,19 +256,19 @@ class Journal:
         """
         columns = _NODE if data else _NODE_ALONE
         query = f"SELECT {columns} FROM nodes WHERE path = ? OR (path >= ? AND path < ?) ORDER BY number"  # noqa: S608
-        with self._open() as db:
+        with self._open(reading=True) as db:
             rows = db.execute(query, (_bytes(below), *_range(below)))
             return [_read_node(row) for row in rows]
 
     def node(self, path: str) -> Node | None:
         """What was made at a path itself."""
-        with self._open() as db:
+        with self._open(reading=True) as db:
             row = db.execute(f"SELECT {_NODE} FROM nodes WHERE path = ?", (_bytes(path),)).fetchone()  # noqa: S608
         return None if row is None else _read_node(row)
 
     def is_above_something(self, path: str) -> bool:
         """Whether anything was made below a path."""
-        with self._open() as db:
+        with self._open(reading=True) as db:
             for table in ("nodes", "folders"):
                 query = f"SELECT 1 FROM {table} WHERE path >= ? AND path < ? LIMIT 1"  # noqa: S608
                 if db.execute(query, _range(path)).fetchone() is not None:
@@ -278,7 +277,7 @@ class Journal:
 
     def size_of_data(self, below: str) -> int:
         """Bytes of the small files below a path."""
-        with self._open() as db:
+        with self._open(reading=True) as db:
             query = "SELECT SUM(size) FROM nodes WHERE data IS NOT NULL AND path >= ? AND path < ?"
             return int(db.execute(query, _range(below)).fetchone()[0] or 0)
 
@@ -323,7 +322,7 @@ class Journal:
 
     def has_piece(self, piece: Piece) -> bool:
         """Whether a piece was uploaded."""
-        with self._open() as db:
+        with self._open(reading=True) as db:
             row = db.execute("SELECT 1 FROM pieces WHERE jobid = ? AND digest = ?", (piece.jobid, piece.digest))
             return row.fetchone() is not None
 
@@ -347,7 +346,7 @@ class Journal:
 
         :param outside: files below this path do not count.
         """
-        with self._open() as db:
+        with self._open(reading=True) as db:
             rows = db.execute(
                 "SELECT path FROM nodes WHERE pieces LIKE ?", (f'%"{piece.jobid}", {piece.size}, "{piece.digest}"%',)
             )

@@ -317,10 +317,17 @@ def test_a_silent_job_that_the_scheduler_does_not_have_has_ended(silent: Silent)
 
 def test_a_silent_job_that_the_scheduler_has_ends_by_its_own_word(silent: Silent) -> None:
     # It was suspended: what it gets now is SIGTERM, and it leaves its record.
-    for _ in range(10):
+    for _ in range(3):
         assert silent.poll(jobs_module.SILENCE / 2) == "RUNNING"
+    assert silent.site.gateway.cancels == [silent.jobid] * 2
     silent.site.records(silent.jobid, mphpc_ended_CANCELLED_143_100_160_0=0)
     assert silent.poll(1) == "CANCELLED"
+
+
+def test_a_silent_job_that_was_cancelled_and_stays_silent_as_long_again_has_ended(silent: Silent) -> None:
+    """Slurm takes the cancellation of a job that it has just seen the end of without a word, and kills one that lives."""
+    states = [silent.poll(jobs_module.SILENCE / 2) for _ in range(4)]
+    assert states == ["RUNNING"] * 3 + ["NODE_FAIL"]
 
 
 def test_a_heartbeat_begins_the_silence_anew(silent: Silent) -> None:
