@@ -11,11 +11,12 @@ mphpc_size=@PIECE@
 mphpc_here=$PWD
 mphpc_child= mphpc_cause= mphpc_told= mphpc_terms=0
 
-mphpc_now() { date -u +%s; }
+# As few processes as can be: between SIGTERM and SIGKILL there may be seconds, on a busy node.
+mphpc_time() { printf -v mphpc_now '%(%s)T' -1; }
 
 # The manifest: fields that end in NUL bytes, as base64, in pieces that the gateway hands out. First E (entry) lines for all
 # that is in the folder, then R (retrieved) lines for what AiiDA will ask for, with digests, through links, and with the
-# number of pieces where it cannot be handed out as it is.
+# number of pieces where it cannot be handed out as it is. A Z says that it is whole.
 mphpc_list() {
     LC_ALL=C find . -mindepth 1 \( -path './mphpc-*' -o -path ./job.sh \) -prune -o \
         -printf 'E\0%y%Y\0%m\0%s\0%T@\0%P\0%l\0' 2>/dev/null
@@ -47,17 +48,20 @@ mphpc_list() {
         fi
         printf 'R\0%s\0%s\0%s\0%s\0%s\0%s\0%s\0' "$kind" "$mode" "$size" "$time" "${path#./}" "$digest" "$pieces"
     done
+    printf 'Z\0'
 }
 
 # STATE, exit code, reason: leave the records and end.
 mphpc_end() {
     trap '' $mphpc_signals
-    : > "mphpc-ending-$1"
+    : > "mphpc-ending-$1-$2"
     mphpc_list @RETRIEVED@ | base64 -w 0 | split -b "$mphpc_size" -a 6 -d - mphpc-manifest-
-    set -- "$1" "$2" "$3" "$(mphpc_now)" "$(ls -1 | grep -c '^mphpc-manifest-')"
-    printf '%s\n' "$1" "$2" "${mphpc_began:-$4}" "$4" "$5" "$mphpc_id" "${3//$'\n'/ }" > mphpc-end.part &&
-        mv -f mphpc-end.part mphpc-end
-    : > "mphpc-ended-$1-$2-${mphpc_began:-$4}-$4-$5"
+    mphpc_time
+    local pieces
+    pieces=(mphpc-manifest-*)
+    [ -e "${pieces[0]}" ] || pieces=()
+    printf '%s\n' "$1" "$2" "${mphpc_began:-$mphpc_now}" "$mphpc_now" "${#pieces[@]}" "$mphpc_id" "${3//$'\n'/ }" > mphpc-end
+    : > "mphpc-ended-$1-$2-${mphpc_began:-$mphpc_now}-$mphpc_now-${#pieces[@]}"
     [ -z "${mphpc_watch-}" ] || kill -KILL -- "-$mphpc_watch" 2>/dev/null
     exit "$2"
 }
@@ -79,12 +83,11 @@ mphpc_hear() {
     if [ -z "$mphpc_cause" ]; then
         mphpc_cause=CANCELLED
         if [ ! -e mphpc-cancel ]; then
-            local now
-            now=$(mphpc_now)
+            mphpc_time
             if [ -n "${SLURM_JOB_END_TIME-}" ]; then
-                [ "$now" -lt $((SLURM_JOB_END_TIME - 2)) ] || mphpc_cause=TIMEOUT
+                [ "$mphpc_now" -lt $((SLURM_JOB_END_TIME - 2)) ] || mphpc_cause=TIMEOUT
             elif [ -n "$mphpc_limit" ]; then
-                [ $((now - mphpc_began + 2)) -lt "$mphpc_limit" ] || mphpc_cause=TIMEOUT
+                [ $((mphpc_now - mphpc_began + 2)) -lt "$mphpc_limit" ] || mphpc_cause=TIMEOUT
             fi
         fi
         : > "mphpc-ending-$mphpc_cause"
@@ -178,9 +181,10 @@ if ! mkdir mphpc-lock 2>/dev/null; then
     exit 75
 fi
 for mphpc_signal in $mphpc_signals; do trap "mphpc_hear $mphpc_signal" "$mphpc_signal"; done
-mphpc_began=$(mphpc_now)
+mphpc_time
+mphpc_began=$mphpc_now
 [ ! -e mphpc-cancel ] || mphpc_end CANCELLED 143 'it was cancelled before it started'
-printf '%s\n' "$(uname -n)" "$mphpc_here" "$mphpc_id" "$mphpc_began" > mphpc-start.part && mv -f mphpc-start.part mphpc-start ||
+printf '%s\n' "$HOSTNAME" "$mphpc_here" "$mphpc_id" "$mphpc_began" > mphpc-start ||
     mphpc_stop 'the folder cannot be written: is the disk full?'
 : > "mphpc-started-$mphpc_id"
 set -m

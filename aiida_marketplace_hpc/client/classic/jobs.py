@@ -365,7 +365,7 @@ class ClassicJobs:
                 return None
         reason = "it fell silent, and the scheduler does not have it any more"
         if records.ending:
-            return End(records.ending, 137, now, now, 0, records.scheduler_id, reason)
+            return End(records.ending, records.ending_code, now, now, records.pieces, records.scheduler_id, reason)
         if pulse.sent is not None:
             reason = "it was silent for long and was cancelled"
         state = "CANCELLED" if records.cancelled else "NODE_FAIL"

@@ -35,7 +35,9 @@ class Manifest:
             fields = base64.b64decode(self.text, validate=True).split(b"\0")
         except binascii.Error as exc:
             raise ValueError("it is not base64") from exc
-        texts = iter([field.decode("utf-8", "surrogateescape") for field in fields[:-1]])
+        if fields[-2:] != [b"Z", b""]:
+            raise ValueError("it is cut off")
+        texts = iter([field.decode("utf-8", "surrogateescape") for field in fields[:-2]])
         try:
             for letter in texts:
                 if letter == "E":

@@ -179,7 +179,7 @@ class VirtualDisk:
             return known, folder
         manifest = folder.manifest
         if manifest is None and folder.end and folder.end["pieces"]:
-            manifest = self._download_manifest(folder)
+            manifest = self._download_manifest(folder, folder.end["pieces"])
         if manifest is None:
             # The script was killed before it could write one: what the listing shows is what is known.
             tree = self._living(folder, self._gateway.look(folder.jobid), depth)
@@ -198,13 +198,14 @@ class VirtualDisk:
             self._trees[folder.jobid, folder.removed] = tree
         return tree, folder
 
-    def _download_manifest(self, folder: Folder) -> bytes:
-        count = folder.end["pieces"] if folder.end else 0
+    def _download_manifest(self, folder: Folder, count: int) -> bytes | None:
         text = b"".join(self._gateway.download(folder.jobid, f"{MANIFEST}{number:06}") for number in range(count))
         manifest = zlib.compress(text)
         try:
             Manifest(text).tree(folder.jobid, folder.piece)
         except ValueError as exc:
+            if folder.end and folder.end["reason"]:
+                return None  # Its script was killed while it wrote this.
             raise Unavailable(f"the manifest of job {folder.jobid} did not arrive whole: {exc}") from exc
         self._gateway.journal.change_folder(folder.path, manifest=manifest)
         # Their place is taken by what came of them.

@@ -351,5 +351,7 @@ def test_questions_that_come_fast_count_once(silent: Silent) -> None:
 def test_a_job_that_was_killed_while_it_ended_has_the_state_that_it_gave(silent: Silent, state: str) -> None:
     silent.site.gateway.answer_to_cancel = "refused"
     silent.site.gateway.files[silent.jobid][f"mphpc-ending-{state}"] = b""
+    silent.site.gateway.files[silent.jobid][f"mphpc-ending-{state}-7"] = b""
     states = [silent.poll(2) for _ in range(4)]
     assert states == ["RUNNING"] * 3 + [state]
+    assert silent.site.state(silent.jobid)["exit_code"] == 7

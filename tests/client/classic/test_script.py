@@ -9,6 +9,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -146,16 +147,17 @@ def ended() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
     started: list[subprocess.Popen[bytes]] = []
     yield started.append
     for process in started:
-        for line in subprocess.run(["ps", "-eo", "pid,sid"], capture_output=True, text=True, check=True).stdout.split(
-            "\n"
-        )[1:]:
-            words = line.split()
-            if len(words) == 2 and int(words[1]) == process.pid:
-                try:
-                    os.kill(int(words[0]), signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+        for pid in _session(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait(timeout=10)
+
+
+def _session(leader: int) -> list[int]:
+    """The processes of a session."""
+    listed = subprocess.run(["ps", "-eo", "pid,sid"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in listed.split("\n")[1:] if line.strip()]
+    return [int(pid) for pid, session in rows if int(session) == leader]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -311,6 +313,22 @@ def test_a_signal_before_the_end_leaves_a_record(job: Job, env: dict[str, str], 
     assert end is not None
     assert (end.state, end.code) == (state, 7)
     assert "told" in job.tree
+
+
+def test_a_job_that_is_killed_while_it_ends_leaves_why_and_what_is_known(job: Job) -> None:
+    job.write("#!/bin/bash\ntouch made\nexit 5\n", retrieved=("fifo",))
+    # The digest of what it retrieves takes for ever, and the list comes before.
+    text = (job.folder / "job.sh").read_text().replace("digest=$(sha256sum", "sleep 60; digest=$(sha256sum")
+    (job.folder / "job.sh").write_text(text)
+    (job.folder / "fifo").write_text("slow")
+    with job.start() as process:
+        wait_until(lambda: "mphpc-ending-FAILED-5" in job.names, within=10, failure=lambda: str(job.names))
+        for line in _session(process.pid):
+            os.kill(line, signal.SIGKILL)
+    records = read_records([{"name": name, "size": "0"} for name in job.names])
+    assert (records.end, records.ending, records.ending_code) == (None, "FAILED", 5)
+    with pytest.raises(ValueError, match="cut off"):
+        _ = job.tree
 
 
 def test_other_signals_reach_the_script_and_end_nothing(job: Job) -> None:
