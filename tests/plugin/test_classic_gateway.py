@@ -14,7 +14,7 @@ import pytest
 from aiida.schedulers.datastructures import JobState
 
 from aiida_marketplace_hpc.client.classic import jobs as classic_jobs
-from aiida_marketplace_hpc.errors import NotSupported
+from aiida_marketplace_hpc.errors import NotSupported, Unavailable
 from aiida_marketplace_hpc.gateway.backends.local import LocalBackend
 from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler
 from aiida_marketplace_hpc.testing.machine import wait_until
@@ -156,19 +156,27 @@ def test_files_of_all_kinds_go_and_come(new: NewCalculation) -> None:
 
 def test_how_many_requests_a_calculation_takes(new: NewCalculation, classic: ServedGateway) -> None:
     calculation = new()
-    before = len(classic.requests())
+    seen = len(classic.requests())
+
+    def asked(count: int) -> list[str]:
+        """The capabilities asked for since the last time; a request is logged when it was answered."""
+        nonlocal seen
+        wait_until(
+            lambda: len(classic.requests()) >= seen + count, within=10, failure=lambda: str(classic.requests()[seen:])
+        )
+        names = [str(request["capability"]) for request in classic.requests()[seen:]]
+        seen += len(names)
+        return names
+
     calculation.put("aiida.in", "1 2")
     calculation.submit("cat aiida.in > aiida.out", ["aiida.out", "_scheduler-stdout.txt", "_scheduler-stderr.txt"])
-    asked = [request["capability"] for request in classic.requests()[before:]]
-    assert asked == ["newTransformation", "createDataset", "getDataset", "updateTransformation"]
+    assert asked(4) == ["newTransformation", "createDataset", "getDataset", "updateTransformation"]
     calculation.wait()
-    before = len(classic.requests())
+    assert set(asked(1)) == {"getTransformationState"}  # Polls, and nothing for the detailed information.
     assert calculation.get("aiida.out") == b"1 2"
     assert calculation.get("_scheduler-stdout.txt") == b""
-    asked = [request["capability"] for request in classic.requests()[before:]]
-    assert asked == ["getDataset"] * 3  # The manifest once, then one for each file.
     assert calculation.state is JobState.DONE
-    assert len(classic.requests()) == before + 3
+    assert asked(3) == ["getDataset"] * 3  # The list of all files once, then one for each file.
 
 
 def test_a_job_uses_what_another_has_made(new: NewCalculation) -> None:
@@ -323,3 +331,16 @@ def test_files_outside_of_working_directories(transport: MarketplaceHpcTransport
         transport.listdir("/etc")
     with pytest.raises(FileNotFoundError):
         transport.getfile(f"{home}/some/place/file.txt", tmp_path / "back")
+
+
+def test_a_gateway_that_does_not_say_what_it_is_for_a_moment_is_not_taken_for_a_classic_one(
+    served: ServedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with MarketplaceHpcTransport(machine="cluster", url=served.url) as transport:
+        gateway = transport.connection.gateway
+        monkeypatch.setattr(gateway, "extensions", frozenset)
+        with pytest.raises(Unavailable, match="more than the nine"):
+            transport.path_exists("/anything")
+        monkeypatch.undo()
+        monkeypatch.setenv("MP_ACCESS_TOKEN", TOKENS[ALICE])
+        assert transport.path_exists(transport.normalize("."))

@@ -30,7 +30,6 @@ from aiida_marketplace_hpc.errors import (
     FileError,
     IntegrityError,
     MarketplaceHpcError,
-    NotFound,
     NotSupported,
     ServerFault,
     SubmissionRefused,
@@ -57,6 +56,8 @@ _TOGETHER = 20.0
 """Seconds that the poll of many jobs may take; the others come first the next time."""
 _IN_SCRIPT = 64 * 1024
 """Bytes of small files that the job script itself carries; more go as one file."""
+NONE = "(none)"
+"""In place of the id of a job that there is not."""
 _CALC_INFO = ".aiida/calcinfo.json"
 _RETRIEVED = ("retrieve_list", "retrieve_temporary_list", "retrieve_singlefile_list")
 
@@ -215,17 +216,15 @@ class ClassicJobs:
             return False
 
     def create_job(self, fields: Json) -> str:
-        """The gateway's id of a working directory's job, which is not to be launched any more, if there is one.
+        """Withdraw a working directory's job: it is not launched any more.
 
         :param fields: ``folder``.
-        :raises NotFound: there is none yet, and there will be none.
+        :return: the gateway's id of the job; :data:`NONE` if there is none yet, which will not be launched, either.
         """
         path = os.path.normpath(str(fields.get("folder", "")))
         self._gateway.journal.change_folder(path, withdrawn=True)
         known = self._gateway.journal.folder(path)
-        if known is None or not known.jobid:
-            raise NotFound(f"the gateway has no job for {path}")
-        return known.jobid
+        return known.jobid if known is not None and known.jobid else NONE
 
     # Cancellation
 
@@ -236,6 +235,8 @@ class ClassicJobs:
 
         :param unlaunched: has no effect.
         """
+        if jobid == NONE:
+            return {"jobid": jobid, "message": "there is no job", "cancel_requested": True}
         look = self._gateway.look(jobid)
         folder = self._gateway.journal.folder_of_job(jobid)
         if look.records.end is None:

@@ -193,11 +193,15 @@ def test_a_creation_whose_answer_was_lost_leaves_no_second_job_in_the_journal(si
 
 
 def test_a_job_that_is_withdrawn_before_its_launch_is_not_launched(site: Site) -> None:
-    with pytest.raises(NotFound):
-        site.jobs.create_job({"folder": WORK, "script": "run.sh"})
+    none = site.jobs.create_job({"folder": WORK, "script": "run.sh"})
+    site.jobs.cancel_job(none, unlaunched=True)
     with pytest.raises(Conflict):
         site.submit()
     assert site.gateway.launches == []
+    # It has a job by now, which is cancelled like any other.
+    jobid = site.jobs.create_job({"folder": WORK, "script": "run.sh"})
+    site.jobs.cancel_job(jobid, unlaunched=True)
+    assert "mphpc-cancel" in site.gateway.files[jobid]
 
 
 def test_a_cancelled_job_that_has_not_begun_never_will(site: Site) -> None:
