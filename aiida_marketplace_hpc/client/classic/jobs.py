@@ -56,6 +56,8 @@ _TOGETHER = 20.0
 """Seconds that the poll of many jobs may take; the others come first the next time."""
 _IN_SCRIPT = 64 * 1024
 """Bytes of small files that the job script itself carries; more go as one file."""
+_UPLOADS = 3
+"""How often the job script is sent, should it not arrive as it is."""
 NONE = "(none)"
 """In place of the id of a job that there is not."""
 _CALC_INFO = ".aiida/calcinfo.json"
@@ -166,14 +168,24 @@ class ClassicJobs:
         except DirectiveError as exc:
             raise SubmissionRefused(str(exc)) from exc
         self._gateway.check_pieces(jobid, pieces | set(pack.pieces if pack else ()))
-        self._gateway.upload(jobid, JOB_SCRIPT, content)
-        if self._gateway.download(jobid, JOB_SCRIPT) != content:
-            raise NotSupported(
-                f"the gateway keeps the job script that it has written itself ({JOB_SCRIPT} of job {jobid} is not what was "
-                "uploaded): AiiDA cannot run jobs there, as it could set neither resources nor what is run"
-            )
+        self._replace_script(jobid, content)
         digest = hashlib.sha256(text).hexdigest()
         journal.change_folder(path, digest=digest, piece=plan.piece)
+
+    def _replace_script(self, jobid: str, content: bytes) -> None:
+        found = set()
+        for _ in range(_UPLOADS):
+            self._gateway.upload(jobid, JOB_SCRIPT, content)
+            there = self._gateway.download(jobid, JOB_SCRIPT)
+            if there == content:
+                return
+            found.add(there)
+        if len(found) > 1:
+            raise IntegrityError(f"the script of job {jobid} did not arrive whole: is there a broken proxy on the way?")
+        raise NotSupported(
+            f"the gateway keeps the job script that it has written itself ({JOB_SCRIPT} of job {jobid} is not what was "
+            "uploaded): AiiDA cannot run jobs there, as it could set neither resources nor what is run"
+        )
 
     def _retrieved(self, path: str) -> tuple[str, ...]:
         """What AiiDA will retrieve, as paths and patterns relative to the working directory."""

@@ -147,17 +147,21 @@ def ended() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
     started: list[subprocess.Popen[bytes]] = []
     yield started.append
     for process in started:
-        for pid in _session(process.pid):
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a job with everything in its session."""
+    while True:
+        listed = subprocess.run(["ps", "-eo", "pid,sid,stat"], capture_output=True, text=True, check=True).stdout
+        rows = [line.split() for line in listed.split("\n")[1:] if line.strip()]
+        alive = [int(pid) for pid, session, state in rows if int(session) == process.pid and not state.startswith("Z")]
+        if not alive:
+            break
+        for pid in alive:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        process.wait(timeout=10)
-
-
-def _session(leader: int) -> list[int]:
-    """The processes of a session."""
-    listed = subprocess.run(["ps", "-eo", "pid,sid"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split() for line in listed.split("\n")[1:] if line.strip()]
-    return [int(pid) for pid, session in rows if int(session) == leader]
+    process.wait(timeout=10)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -323,8 +327,7 @@ def test_a_job_that_is_killed_while_it_ends_leaves_why_and_what_is_known(job: Jo
     (job.folder / "fifo").write_text("slow")
     with job.start() as process:
         wait_until(lambda: "mphpc-ending-FAILED-5" in job.names, within=10, failure=lambda: str(job.names))
-        for line in _session(process.pid):
-            os.kill(line, signal.SIGKILL)
+        _kill(process)
     records = read_records([{"name": name, "size": "0"} for name in job.names])
     assert (records.end, records.ending, records.ending_code) == (None, "FAILED", 5)
     with pytest.raises(ValueError, match="cut off"):
