@@ -12,6 +12,8 @@ MarketPlace in front of a gateway, with such a proxy in front of itself.
 
 ``oidc`` is an OpenID Connect provider: who logs in, and how long tokens live, is what the test says.
 
+``firecrest_v1`` is a FirecREST of the first version over real commands and jobs.
+
 ``rabbitmq`` is a real message broker, ``relay`` a relay as its operator runs it and whoever asks through the broker.
 
 ``stalls`` watches an event loop: when it stood still, and in whose code.

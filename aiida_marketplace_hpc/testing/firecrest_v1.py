@@ -142,13 +142,13 @@ class FirecrestV1:
         """Whether the cluster cannot be reached."""
         self.requests: Counter[str] = Counter()
         """How often each route was asked: by method and path, as in ``GET /utilities/ls``."""
-        self._commands = Commands(slurm)
+        self._store = Path(tempfile.mkdtemp(prefix="mphpc-firecrest-v1-store-"))
+        self._commands = Commands(slurm, self._store)
         self._local = None if slurm is not None else LocalJobs()
         self._jobs: Jobs = self._local or SlurmJobs(self._commands)
         self._tokens = {token: float("inf") for token in tokens}
         self._tasks: dict[str, _Task] = {}
         self._threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="firecrest-v1")
-        self._store = Path(tempfile.mkdtemp(prefix="mphpc-firecrest-v1-store-"))
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind(("127.0.0.1", port))
@@ -285,8 +285,10 @@ class FirecrestV1:
         if name is None:
             raise _Refused("No machine name given")
         if name != self.machine:
-            missing = {"X-Machine-Does-Not-Exist": "Machine does not exist"}
-            raise _Refused(description, "Machine does not exist", headers=missing)
+            # The service for jobs has another word for it than the one for files, which pyfirecrest does not know.
+            said = "exist" if call.request.url.path.startswith("/utilities/") else "exists"
+            missing = {f"X-Machine-Does-Not-{said.title()}": f"Machine does not {said}"}
+            raise _Refused(description, f"Machine does not {said}", headers=missing)
         if self.down:
             raise _Refused(description, headers={"X-Machine-Not-Available": "Machine is not available"})
 

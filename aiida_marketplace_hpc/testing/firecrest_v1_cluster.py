@@ -78,10 +78,12 @@ class Commands:
     """Runs commands where the cluster is, each with a time-out.
 
     :param slurm: on whose machine, and under whose user's account; else here, under the account of this process.
+    :param home: what commands that run here take for their home, so that they leave the real one alone.
     """
 
-    def __init__(self, slurm: SlurmCluster | None = None) -> None:
+    def __init__(self, slurm: SlurmCluster | None, home: Path) -> None:
         self._slurm = slurm
+        self._home = home
         self.delay = 0.0
         """Seconds that each command takes longer."""
 
@@ -103,7 +105,7 @@ class Commands:
         if self._slurm is not None:
             done = self._slurm.machine.run(command, user=self.user, env=self._slurm.env, input=input)
             return Outcome(done.returncode, done.stdout, done.stderr)
-        environment = {**job_environment(), "LANG": "C.UTF-8"}
+        environment = {**job_environment(), "LANG": "C.UTF-8", "HOME": str(self._home)}
         here = subprocess.run(command, input=input, capture_output=True, env=environment, cwd="/", check=False)
         return Outcome(here.returncode, here.stdout.decode(errors="replace"), here.stderr.decode(errors="replace"))
 

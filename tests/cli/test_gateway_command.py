@@ -93,3 +93,18 @@ def test_it_says_when_it_is_ready_and_stops_on_request(tmp_path: Path) -> None:
         # uvicorn ends in good order and then by the signal itself, as shells expect.
         assert process.wait(timeout=20) in (0, -signal.SIGTERM)
         assert process.stdout.read() == ""
+
+
+def test_it_serves_nothing_but_what_was_published(tmp_path: Path) -> None:
+    settings = ["--classic-file-names", "raw", "--classic-listing", "whole"]
+    settings += ["--classic-file-limit", "0.001", "--classic-command-timeout", "60"]
+    arguments = [*COMMAND, *TOKEN, "--port", "0", "--state", str(tmp_path / "state"), "--classic", *settings]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().removeprefix("listening on ").strip()
+        assert requests.get(f"{url}/heartbeat", timeout=20).text.startswith('{\n  "message"')
+        assert requests.get(f"{url}/api/v1/info", timeout=20).status_code == 404
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+        assert "only what was published is served" in process.stderr.read()

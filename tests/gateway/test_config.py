@@ -42,6 +42,9 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path, m
         ({"container_runtime": "bin/apptainer"}, "container_runtime"),
         ({"container_time_limit": "10 minutes"}, "container_time_limit"),
         ({"container_account": "a b"}, "container_account"),
+        ({"classic_file_names": "odd"}, "classic_file_names"),
+        ({"classic_file_limit": 0}, "classic_file_limit"),
+        ({"classic": True, "metrics": True}, "--metrics"),
         ({"nonsense": 1}, "nonsense"),
     ],
 )

@@ -24,7 +24,7 @@ from tests.plugin.classic_calculation import Calculation
 MIB = 1024 * 1024
 
 
-@pytest.fixture(scope="module", params=["secure", "raw"])
+@pytest.fixture(scope="module", params=["secure", pytest.param("raw", marks=pytest.mark.services)])
 def classic(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedGateway]:
     """A classic gateway, which renames uploads or does not."""
     folder = tmp_path_factory.mktemp("classic")
@@ -259,7 +259,7 @@ def test_the_folder_can_be_filled_again_after_a_failed_upload(new: NewCalculatio
 def test_a_folder_is_cleaned(new: NewCalculation, classic: ServedGateway) -> None:
     calculation = new()
     transport = calculation.transport
-    calculation.submit("mkdir out; touch out/a .hidden b", ["b"])
+    calculation.submit("mkdir out; touch out/a .hidden b 'two words' 'cost $x'", ["b"])
     with pytest.raises(OSError, match="not ended"):
         transport.rmtree(calculation.work)
     calculation.wait()

@@ -127,6 +127,7 @@ def test_what_is_refused_is_refused_by_its_header(client: Firecrest, tmp_path: P
     assert _header(client.mkdir, "cluster", str(tmp_path)) == "x-exists"
     assert _header(client.simple_delete, "cluster", missing) == "x-invalid-path"
     assert _header(client.list_files, "elsewhere", missing) == "x-machine-does-not-exist"
+    assert _header(client.poll_active, "elsewhere") == "x-machine-does-not-exists"
     assert _header(client.list_files, "cluster", f"{tmp_path}/a;b") == "400"
     assert _header(client.submit, "cluster", script_remote_path=missing) == "x-invalid-path"
 
@@ -190,6 +191,16 @@ def test_a_job_runs_and_each_submission_is_one(client: Firecrest, tmp_path: Path
     _ended(client, second["jobid"])
     assert Path(first["job_file_out"]).read_text() == "hello\n"
     assert client.poll_active("cluster") == []
+
+
+def test_a_script_is_brought_along_or_made_for_a_transfer(client: Firecrest, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("copied")
+    brought = client.submit("cluster", script_str=SCRIPT)
+    copied = client.submit_copy_job("cluster", str(tmp_path / "a"), str(tmp_path / "b"), job_name="copy")
+    assert _ended(client, brought["jobid"])["state"] == "COMPLETED"
+    assert _ended(client, copied["jobid"])["name"] == "copy"
+    assert (tmp_path / "b").read_text() == "copied"
+    assert not Path(brought["job_file"]).is_relative_to(Path.home())
 
 
 def test_a_job_can_be_cancelled_also_when_it_has_ended(client: Firecrest, tmp_path: Path) -> None:

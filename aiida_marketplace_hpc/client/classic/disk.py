@@ -15,6 +15,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,27 +224,27 @@ class ClassicDisk(RemoteDisk):
         journal.change_folder(current.path, removed=(*current.removed, place.path))
 
     def _empty(self, folder: Folder, tree: Tree) -> None:
-        """Delete what is in the real folder of a job that has ended."""
-        listed = {str(file["name"]) for file in self._classic.look(folder.jobid).files}
+        """Delete what is in the real folder of a job that has ended. May be repeated."""
         known = {path for path in tree if "/" not in path}
-        left = []
-        # What the user has first: as long as our records are there, the rest can be tried again.
-        for name in sorted(listed | known, key=lambda name: (is_ours(name), name)):
-            if name not in listed and not name.startswith("."):
-                continue
-            if not can_be_asked_for(name):
-                left.append(name)
-                continue
-            try:
-                self._classic.delete(folder.jobid, name)
-            except ServerFault:
-                # Hidden ones are listed nowhere: one that is gone is refused like one that cannot be removed.
-                if name in listed:
-                    raise
+        # Some servers list the first word of a name only.
+        cut = {name.partition(" ")[0] for name in known if " " in name}
+        for name in sorted(known | (self._listed(folder.jobid) - cut)):
+            if can_be_asked_for(name):
+                # What is gone is refused like what cannot be removed; of hidden ones nothing is ever listed.
+                with suppress(ServerFault):
+                    self._classic.delete(folder.jobid, name)
+        left = self._listed(folder.jobid)
         if left:
             raise NotSupported(
-                f"the gateway refuses the names of {', '.join(map(repr, left))}: they are left in the job's folder"
+                f"{', '.join(sorted(map(repr, left)))} of {folder.path} could not be removed: the gateway refuses the names, or "
+                f"the cluster does not answer. They are in the folder of the gateway's job {folder.jobid}"
             )
+
+    def _listed(self, jobid: str) -> set[str]:
+        try:
+            return {str(file["name"]) for file in self._classic.look(jobid).files}
+        except ServerFault:
+            return set()  # Some servers cannot list a folder with a file of an odd name.
 
     @_posix
     def rename(self, oldpath: AnyPath, newpath: AnyPath) -> None:

@@ -93,7 +93,8 @@ def make_wrapper(submission: Submission, directives: Directives, *, note_end: bo
     """Write the script that is submitted for a submission.
 
     It is a plain ``#!/bin/sh`` script with the comment lines above the first command of the user's script, among them all
-    ``#SBATCH`` lines, verbatim, and one more that says which submission it is (:func:`read_trace`).
+    ``#SBATCH`` lines, verbatim, and one more that says which submission it is (:func:`read_trace`). Without a guard it only
+    becomes the user's script.
 
     :param note_end: stay, and note in the guard file how the script ended.
     :raises Refused: if sbatch would refuse the user's script for what it is, in sbatch's words.

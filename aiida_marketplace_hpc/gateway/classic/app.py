@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -24,6 +25,8 @@ from aiida_marketplace_hpc.gateway.config import MAX_JSON, MIB
 from aiida_marketplace_hpc.gateway.limits import Limits
 from aiida_marketplace_hpc.gateway.service import Caller, Gateway
 from aiida_marketplace_hpc.protocol import BY_NAME, Capability
+
+logger = logging.getLogger(__name__)
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -118,6 +121,9 @@ def _endpoint(
             answer = as_page(exc.status, exc.text)
         except GatewayError as exc:  # Of a body that broke off, or is larger than anything that the gateway takes.
             answer = as_page(413 if isinstance(exc, TooLarge) else 400)
+        except Exception:
+            logger.exception("request %s failed", request.state.request_id)
+            answer = as_page()
         request.state.outcome = f"status {answer.status_code}"
         return answer
 

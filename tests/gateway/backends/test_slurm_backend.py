@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -174,6 +174,18 @@ def test_submits_the_wrapper_on_standard_input_from_the_jobs_folder(
     assert (call.folder, call.timeout) == (str(tmp_path), 9)
     assert call.stdin.startswith(b"#!/bin/sh\n#SBATCH -n 2\n")
     assert b"user code" not in call.stdin
+
+
+def test_without_a_guard_the_script_itself_is_submitted(
+    tmp_path: Path, slurm: FakeSlurm, backend: SlurmBackend
+) -> None:
+    slurm.answers["sbatch"] = Answer(0, "42\n", "")
+    job = replace(submission(tmp_path), guard=None, comment="")
+    assert backend.submit(job) == "42"
+    call = slurm.calls[-1]
+    assert call.stdin == job.script_text
+    assert call.arguments == ["sbatch", "--parsable", f"--chdir={tmp_path}", "--job-name=run me.sh"]
+    assert call.folder == str(tmp_path)
 
 
 def test_no_command_sees_the_gateways_environment(

@@ -66,6 +66,15 @@ def test_the_script_runs_with_its_own_exit_code_and_the_guard_names_the_job(tmp_
     assert (tmp_path / "job.sh").read_bytes() == COUNTING_SCRIPT
 
 
+def test_without_a_guard_each_copy_runs_the_script(tmp_path: Path) -> None:
+    job = replace(submission(tmp_path, COUNTING_SCRIPT), guard=None)
+    for _ in range(2):
+        assert run(wrap(job), tmp_path, SLURM_JOB_ID="12").returncode == 3
+    assert (tmp_path / "ran.txt").read_text() == f"ran 0 {job.script}\n" * 2
+    assert {path.name for path in tmp_path.iterdir()} == {"job.sh", "ran.txt"}
+    assert read_trace(wrap(job)) is None
+
+
 def test_a_second_copy_ends_before_user_code_and_says_so(tmp_path: Path) -> None:
     wrapper = wrap(submission(tmp_path, COUNTING_SCRIPT))
     run(wrapper, tmp_path, SLURM_JOB_ID="12")

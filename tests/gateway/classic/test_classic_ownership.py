@@ -11,7 +11,7 @@ import requests
 from classic_asker import JOB, Asker
 
 from aiida_marketplace_hpc.gateway.backends.local import LocalBackend
-from aiida_marketplace_hpc.testing.served import BOB, TOKENS, ServedGateway
+from aiida_marketplace_hpc.testing.served import ALICE, BOB, TOKENS, ServedGateway
 
 
 @pytest.fixture
@@ -49,11 +49,13 @@ def test_a_jobs_folder_is_not_left_by_name(tmp_path: Path, file_names: Any) -> N
     with ServedGateway(tmp_path, LocalBackend(tmp_path / "spool"), **settings) as served:
         ask, bob = Asker(served.url), Asker(served.url, TOKENS[BOB])
         jobid, other = ask.new_job(), bob.new_job(b"#!/bin/sh\n")
-        theirs = bob.folder(other)
+        theirs, sibling = bob.folder(other), ask.folder(ask.new_job())
         before = sorted(tmp_path.joinpath("home").rglob("*"))
         for name in (
             "..",
             "../..",
+            f"../{sibling.name}/job.sh",
+            f"./../{sibling.name}",
             f"../../bob/{theirs.name}/job.sh",
             f"{theirs}/job.sh",
             "/etc/passwd",
@@ -97,6 +99,14 @@ def test_like_addresses_have_different_homes(tmp_path: Path) -> None:
         homes = [Asker(served.url, token)("PUT", "/api/v1/user/create").json()["home"] for token in tokens.values()]
     assert len(set(homes)) == 4
     assert {str(Path(home).parent) for home in homes} == {str(tmp_path / "home")}
+
+
+def test_who_is_not_admitted_is_not_served(tmp_path: Path) -> None:
+    with ServedGateway(tmp_path, LocalBackend(tmp_path / "spool"), classic=True, allow=(ALICE,)) as served:
+        assert Asker(served.url)("PUT", "/api/v1/user/create").status_code == 200
+        refused = Asker(served.url, TOKENS[BOB])("PUT", "/api/v1/user/create")
+        assert (refused.status_code, refused.json()["data"]) == (401, None)
+        assert [path.name for path in (tmp_path / "home").iterdir()] == ["alice_a"]
 
 
 def test_values_are_words_of_the_script(ask: Asker) -> None:
