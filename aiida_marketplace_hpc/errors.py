@@ -120,6 +120,8 @@ class GatewayError(MarketplaceHpcError):
     phase = Phase.ANSWERED
     foreign = False
     """Whether it is not in the form of a gateway of this package: said by a proxy on the way, or a classic gateway."""
+    http_status: int | None = None
+    """The status that it came with, on the client's side: the published gateway says by it what it says nowhere else."""
 
     def __init__(self, message: str, *, request_id: str | None = None, retryable: bool | None = None) -> None:
         super().__init__(message)

@@ -25,6 +25,8 @@ EXIT_REFUSED = 130
 """The exit status of a calculation whose job the scheduler refused for good; aiida-core has none for that."""
 EXIT_INVALID_ACCOUNT = 131
 """aiida-core's own ``ERROR_SCHEDULER_INVALID_ACCOUNT``."""
+EXIT_UNPREPARED = 132
+"""The exit status of a calculation whose folder the job itself could not make as it should be, on a classic gateway."""
 _WAIT_FOR_END = 10
 """Seconds that the detailed information of a job waits for its whole accounting record."""
 
@@ -83,7 +85,7 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         connection = self._connection
         infos: dict[str, JobInfo] = {}
         if jobs is None:
-            for document in connection.scheduler_off_loop.run_blocking(connection.gateway.active_jobs):
+            for document in connection.scheduler_off_loop.run_blocking(connection.on_jobs, "active_jobs"):
                 infos[document["jobid"]] = job_info(document, connection.gateway.url)
         else:
             infos = self._states(connection, [str(job) for job in jobs])
@@ -92,16 +94,18 @@ class MarketplaceHpcScheduler(SlurmScheduler):
     def _states(self, connection: Connection, jobids: list[str]) -> dict[str, JobInfo]:
         reason = "the gateway knows no such job of yours"
         try:
-            known = connection.scheduler_off_loop.run_blocking(connection.gateway.job_states, jobids)["jobs"]
+            answer = connection.scheduler_off_loop.run_blocking(connection.on_jobs, "job_states", jobids)
         except (ConfigurationError, Unauthorized):
             raise
         except MarketplaceHpcError as exc:
-            known, reason = {}, str(exc)
+            answer, reason = {"jobs": {}}, str(exc)
+        known, reasons = answer["jobs"], answer.get("reasons", {})
         infos = {}
         for jobid in jobids:
             document = known.get(jobid)
             if document is None:
-                infos[jobid] = undetermined(jobid, reason, self._last_known.get(jobid), connection.gateway.url)
+                why = reasons.get(jobid, reason)
+                infos[jobid] = undetermined(jobid, why, self._last_known.get(jobid), connection.gateway.url)
                 continue
             infos[jobid] = job_info(document, connection.gateway.url)
             if document["final"]:
@@ -119,7 +123,7 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         """
         connection = self._connection
         try:
-            connection.scheduler_off_loop.run_blocking(connection.gateway.cancel_job, str(jobid))
+            connection.scheduler_off_loop.run_blocking(connection.on_jobs, "cancel_job", str(jobid))
         except GatewayError as exc:
             if exc.retryable or isinstance(exc, Unauthorized):
                 raise
@@ -137,7 +141,7 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         :raises SchedulerError: the job has not ended, so there is no whole record yet; AiiDA tries again.
         """
         connection = self._connection
-        job = connection.scheduler_off_loop.run_blocking(connection.gateway.show_job, str(job_id), _WAIT_FOR_END)
+        job = connection.scheduler_off_loop.run_blocking(connection.on_jobs, "show_job", str(job_id), _WAIT_FOR_END)
         if not job["final"]:
             raise SchedulerError(f"job {job_id} has not ended, it is {job['state']}: there is no accounting of it yet")
         accounting = job.pop("accounting", None) or {}
@@ -158,6 +162,9 @@ class MarketplaceHpcScheduler(SlurmScheduler):
         job = (detailed_job_info or {}).get("job") or {}
         if job.get("state") == protocol.JobState.REFUSED.value:
             return refusal(job.get("message") or "the scheduler refused the job", job.get("request_id"))
+        if job.get("unprepared"):
+            words = f"The job's folder could not be prepared, and its script was not run: {job['message']}"
+            return ExitCode(EXIT_UNPREPARED, words, invalidates_cache=True)
         exit_code: ExitCode | None = super().parse_output(detailed_job_info, stdout, stderr)
         return None if exit_code is None else _traceable(exit_code, job.get("request_id"))
 

@@ -77,7 +77,7 @@ class Submission:
 
     def _send(self) -> dict[str, Any]:
         job: dict[str, Any] = self._connection.scheduler_off_loop.run_blocking_to_the_end(
-            self._connection.gateway.submit, self._folder, self._script, client_ref=calculation_uuid(self._folder)
+            self._connection.on_jobs, "submit", self._folder, self._script, client_ref=calculation_uuid(self._folder)
         )
         self._jobid = str(job["jobid"])
         return job
@@ -95,12 +95,12 @@ class Submission:
             self._connection.scheduler_off_loop.start(self._cancel).add_done_callback(self._report)
 
     def _cancel(self) -> str:
-        gateway = self._connection.gateway
+        connection = self._connection
         jobid = self._jobid
         if jobid is None:
             fields = {"folder": self._folder, "script": self._script, "client_ref": calculation_uuid(self._folder)}
-            jobid = gateway.create_job(fields)
-        gateway.cancel_job(jobid, unlaunched=True)
+            jobid = str(connection.on_jobs("create_job", fields))
+        connection.on_jobs("cancel_job", jobid, unlaunched=True)
         return jobid
 
     def _report(self, cancellation: asyncio.Future[str]) -> None:

@@ -20,6 +20,7 @@ from aiida.common.exceptions import InvalidOperation
 from aiida.transports.transport import AsyncTransport, validate_positive_number
 
 from aiida_marketplace_hpc.client.auth import TokenSource
+from aiida_marketplace_hpc.client.far import FarSide
 from aiida_marketplace_hpc.client.files import RemoteDisk
 from aiida_marketplace_hpc.client.gateway import HpcGateway
 from aiida_marketplace_hpc.client.routes import DirectRoute
@@ -43,13 +44,21 @@ class Connection:
     """
 
     gateway: HpcGateway
-    disk: RemoteDisk
+    far: FarSide
     off_loop: OffLoop
     """For the transport."""
     scheduler_off_loop: OffLoop
     """For the scheduler, whose calls must not wait for transfers of hours to end."""
     missing: WeakKeyDictionary[asyncio.Task[Any], str] = field(default_factory=WeakKeyDictionary)
     """The tasks whose last call asked whether a path exists and was told no, with that path."""
+
+    def on_disk(self, operation: str, *args: Any, **kwargs: Any) -> Any:
+        """Do something to the cluster's disk; blocks."""
+        return getattr(self.far.disk, operation)(*args, **kwargs)
+
+    def on_jobs(self, operation: str, *args: Any, **kwargs: Any) -> Any:
+        """Ask something about jobs, by the name of a method of ``HpcGateway``; blocks."""
+        return getattr(self.far.jobs, operation)(*args, **kwargs)
 
 
 _connections: dict[tuple[Any, ...], Connection] = {}
@@ -62,8 +71,8 @@ def connection(url: str, app_id: str, machine: str, token_source: str, max_io_al
     with _connections_lock:
         if key not in _connections:
             gateway = HpcGateway(url, app_id=app_id, token_source=token_source, machine=machine)
-            disk = RemoteDisk(gateway)
-            _connections[key] = Connection(gateway, disk, OffLoop(max_io_allowed), OffLoop(_SCHEDULER_CALLS))
+            far = FarSide(gateway, max_io_allowed)
+            _connections[key] = Connection(gateway, far, OffLoop(max_io_allowed), OffLoop(_SCHEDULER_CALLS))
         return _connections[key]
 
 
@@ -72,7 +81,9 @@ def forget_connections(url: str) -> None:
     come again. May be repeated."""
     with _connections_lock:
         for key in [key for key in _connections if key[0] == url]:
-            _connections.pop(key).gateway.close()
+            dropped = _connections.pop(key)
+            dropped.far.close()
+            dropped.gateway.close()
 
 
 def _checked(check: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, Any], Any]:
@@ -114,7 +125,7 @@ def _in_pool(operation: Callable[..., Any]) -> Callable[..., Any]:
 
     async def method(self: MarketplaceHpcTransport, *args: Any, **kwargs: Any) -> Any:
         self._last_found_missing()
-        return await self.connection.off_loop.run(operation, self.connection.disk, *args, **kwargs)
+        return await self.connection.off_loop.run(self.connection.on_disk, operation.__name__, *args, **kwargs)
 
     return _form_of(operation, method)
 
@@ -268,7 +279,7 @@ class MarketplaceHpcTransport(AsyncTransport):
     def run_command_blocking(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Make the call behind one of the asynchronous methods from synchronous code, wherever that runs."""
         operation = func.operation  # type: ignore[attr-defined]
-        return self.connection.off_loop.run_blocking(operation, self.connection.disk, *args, **kwargs)
+        return self.connection.off_loop.run_blocking(self.connection.on_disk, operation.__name__, *args, **kwargs)
 
     # Opening costs nothing: connections are made by the first request that needs one.
 
@@ -334,7 +345,7 @@ class MarketplaceHpcTransport(AsyncTransport):
     # what was made between a task's look and its own attempt is what the task wanted, and no reason to fail.
 
     async def _path_exists(self, path: Any) -> Any:
-        found = await self.connection.off_loop.run(RemoteDisk.path_exists, self.connection.disk, path)
+        found = await self.connection.off_loop.run(self.connection.on_disk, "path_exists", path)
         task = asyncio.current_task()
         if task is not None:
             self.connection.missing.pop(task, None)
@@ -344,7 +355,7 @@ class MarketplaceHpcTransport(AsyncTransport):
 
     async def _makedirs(self, path: Any, ignore_existing: bool = False) -> Any:
         ignore = ignore_existing or self._last_found_missing() == str(path)
-        await self.connection.off_loop.run(RemoteDisk.makedirs, self.connection.disk, path, ignore)
+        await self.connection.off_loop.run(self.connection.on_disk, "makedirs", path, ignore)
 
     path_exists_async = _form_of(RemoteDisk.path_exists, _path_exists)
     makedirs_async = _form_of(RemoteDisk.makedirs, _makedirs)

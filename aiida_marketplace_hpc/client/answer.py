@@ -102,6 +102,25 @@ class Answer:
         """
         return b"".join(iter(lambda: self.read(_PIECE), b""))
 
+    def raw(self) -> bytes:
+        """Return all bytes as they came, whatever encoding they are said to have.
+
+        The published gateway says of a file ``x.gz`` that it was compressed on the way.
+
+        :raises ConnectionFailed: the answer breaks off or stalls.
+        """
+        pieces: list[bytes] = []
+        try:
+            while piece := bytes(self._response.raw.read(_PIECE, decode_content=False)):
+                pieces.append(piece)
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as exc:
+            raise self._failure(exc) from exc
+        announced = self._response.headers.get("Content-Length", "")
+        missing = int(announced) - sum(map(len, pieces)) if announced.isdecimal() else 0
+        if missing:
+            raise self._failure(EOFError(f"{missing} bytes are missing"))
+        return b"".join(pieces)
+
     def json(self) -> dict[str, Any]:
         """Return the JSON object that was answered.
 
@@ -149,6 +168,7 @@ class Answer:
         error = from_wire(response.status_code, body)
         error.request_id = error.request_id or self.request_id
         error.foreign = "code" not in fields
+        error.http_status = response.status_code
         if error.foreign and response.status_code >= 500:
             # Not the gateway's own words: a proxy whose upstream did not answer in time may have passed the request on.
             error.phase = Phase.MAYBE_SENT

@@ -123,6 +123,20 @@ class FileBody:
                     self._progress(len(chunk))
 
 
+class BytesBody:
+    """Bytes in memory as a body, with their digest."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.digest = f"sha-256:{hashlib.sha256(content).hexdigest()}"
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __iter__(self) -> Generator[bytes, None, None]:
+        yield self._content
+
+
 class LargeFile:
     """A local file that is uploaded in parts, with the digest up to the end of each.
 
@@ -245,7 +259,7 @@ class BundleBody:
 class FormBody:
     """A file as the published form: all that a classic gateway understands."""
 
-    def __init__(self, filename: str, file: FileBody) -> None:
+    def __init__(self, filename: str, file: FileBody | BytesBody) -> None:
         boundary = f"marketplace-hpc-{file.digest.partition(':')[2][:32]}"
         name = posixpath.basename(filename).encode("utf-8", "surrogateescape")
         for character, escape in ((b'"', b"%22"), (b"\r", b"%0D"), (b"\n", b"%0A")):

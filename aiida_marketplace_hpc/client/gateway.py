@@ -189,7 +189,7 @@ class HpcGateway:
         place = Place(jobid, filename)
         if "bundle" in self.extensions():
             return transfer.read(self, place)
-        return self.download(place, Answer.content, parameters={})
+        return self.download(place, Answer.raw, parameters={})
 
     def delete_file(self, jobid: str, filename: str, *, force: bool = False) -> Json:
         """Delete a file, or a folder with all that is in it. A second call does not find it any more.

@@ -266,7 +266,7 @@ def test_a_folder_that_appears_between_look_and_making_is_welcome(
 
 def test_the_asynchronous_form_runs_off_the_loop(transport: MarketplaceHpcTransport, work: str) -> None:
     threads: set[str] = set()
-    original = transport.connection.disk.isdir.__func__
+    original = transport.connection.far.disk.isdir.__func__
 
     async def ask() -> list[bool]:
         return list(await asyncio.gather(*(transport.isdir_async(work) for _ in range(4))))
@@ -277,7 +277,7 @@ def test_the_asynchronous_form_runs_off_the_loop(transport: MarketplaceHpcTransp
 
     assert asyncio.run(ask()) == [True] * 4
     run = transport.connection.off_loop.run
-    asyncio.run(run(spy, transport.connection.disk, work))  # type: ignore[arg-type]
+    asyncio.run(run(spy, transport.connection.far.disk, work))  # type: ignore[arg-type]
     assert all(name.startswith("marketplace-hpc") for name in threads)
 
 
