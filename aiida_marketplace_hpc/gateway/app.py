@@ -37,6 +37,7 @@ from aiida_marketplace_hpc.gateway.document import document
 from aiida_marketplace_hpc.gateway.limits import Limits
 from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE
 from aiida_marketplace_hpc.gateway.pages import POLICY, api_page, front_page
+from aiida_marketplace_hpc.gateway.people.routes import People
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Note, Stream, parse_parameters
 from aiida_marketplace_hpc.gateway.service import Gateway
@@ -83,8 +84,11 @@ def create_app(gateway: Gateway) -> FastAPI:
                 _endpoint(gateway, capability, limits, log),
                 methods=[capability.method],
             )
-    for path, page in (("/", front_page), ("/docs", api_page)):
-        app.add_api_route(path, _page(page(gateway.settings)))
+    app.add_api_route("/docs", _page(api_page(gateway.settings)))
+    if People.possible(gateway):
+        People(gateway, limits).add_to(app)
+    else:
+        app.add_api_route("/", _page(front_page(gateway.settings)))
     if gateway.settings.metrics:
         app.add_api_route("/metrics", _metrics(gateway))
     return app
