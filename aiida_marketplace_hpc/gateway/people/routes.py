@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -30,6 +31,21 @@ View = Callable[[Visit], Response]
 _LARGEST_FORM = 32 * 1024
 """Bytes; a token is the longest thing that is entered."""
 _JOBID = re.compile(r"[0-9a-f]{24}")
+
+
+class _FilePath(Convertor[str]):
+    """The rest of an address, whatever is in it: the names of files have line breaks, too."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("file", _FilePath())
 
 
 class People:
@@ -55,8 +71,8 @@ class People:
         routes: list[tuple[str, str, View]] = [
             ("GET", "/", views.home),
             ("GET", "/jobs/{jobid}", views.job),
-            ("GET", "/jobs/{jobid}/files/{path:path}", views.files),
-            ("GET", "/jobs/{jobid}/tail/{path:path}", views.tail),
+            ("GET", "/jobs/{jobid}/files/{path:file}", views.files),
+            ("GET", "/jobs/{jobid}/tail/{path:file}", views.tail),
             ("POST", "/jobs/{jobid}/cancel", views.cancel),
             ("GET", "/sign-in", self._sign_in),
             ("POST", "/sign-out", self._sign_out),

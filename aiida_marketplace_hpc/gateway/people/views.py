@@ -115,8 +115,9 @@ def tail(visit: Visit) -> Response:
 
 def cancel(visit: Visit) -> Response:
     """Cancel a job; one that was never launched is ended, too."""
+    user = visit.caller.user
     visit.check_form(visit.secret)
-    row = visit.gateway.jobs.get(visit.caller.user, visit.jobid)
+    row = visit.gateway.jobs.get(user, visit.jobid)
     visit.gateway.jobs.cancel(row, unlaunched=True)
     return visit.go(f"jobs/{row.id}")
 
