@@ -65,6 +65,8 @@ class GatewayProcess:
         provider and its homes, and is closed before it.
     :param provider: accept the tokens of this provider instead of development tokens; :attr:`tokens` is empty.
     :param auth: how they are checked: ``oidc``, by the gateway, or ``marketplace``, by asking the provider.
+    :param page_client: the provider's client with which browsers are signed in, at ``localhost``: to them, another site than
+        the provider, whose address is 127.0.0.1.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class GatewayProcess:
         beside: GatewayProcess | None = None,
         provider: OidcProvider | None = None,
         auth: Literal["oidc", "marketplace"] = "oidc",
+        page_client: str = "",
     ) -> None:
         self.machine = machine
         self.backend = backend
@@ -93,6 +96,7 @@ class GatewayProcess:
         default = {"scratch": f"{machine.scratch}/{{username}}", "software": f"{machine.software}:ro"}
         self.roots = dict(default if roots is None else roots)
         self._options = list(options)
+        self._page_client = page_client
         self._env = dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -118,6 +122,11 @@ class GatewayProcess:
         if not self._url:
             raise RigError("the gateway has not been started")
         return self._url
+
+    @property
+    def page_url(self) -> str:
+        """Where browsers reach it."""
+        return f"http://localhost:{self._port}"
 
     @property
     def token(self) -> str:
@@ -243,4 +252,7 @@ class GatewayProcess:
             audience = self.provider.audience if self.auth == "oidc" else []
             for name in [audience] if isinstance(audience, str) else audience:
                 arguments += ["--audience", name]
+            if self._page_client:
+                arguments += ["--page-url", self.page_url, "--page-client", self._page_client]
+                self.provider.redirect_uris[self._page_client] = [f"{self.page_url}/sign-in/callback"]
         return [*arguments, *self._options]

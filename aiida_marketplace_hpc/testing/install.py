@@ -15,6 +15,7 @@ GROUPS = {
     "slurm": ("slurmctld", "slurmd", "slurmdbd", "slurm-client", "munge", "mariadb-server"),
     "quantum-espresso": ("quantum-espresso", "quantum-espresso-data"),
     "rabbitmq": ("rabbitmq-server",),
+    "chromium": ("chromium", "chromium-driver", "fonts-liberation"),
 }
 """What a short name stands for; any other name is that of a Debian package."""
 
