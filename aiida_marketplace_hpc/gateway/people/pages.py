@@ -18,12 +18,33 @@ from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
 from aiida_marketplace_hpc.gateway.people import readable
+from aiida_marketplace_hpc.protocol import JobState
 
 _FOLDER = Path(__file__).with_name("templates")
 _STYLE = (_FOLDER / "style.css").read_text(encoding="utf-8")
 _STYLE_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_DIGEST}'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 """What a browser may do with these pages: load their own style, and send their forms to this gateway."""
+
+
+STATES = {
+    JobState.CREATED: "created",
+    JobState.SUBMITTING: "being submitted",
+    JobState.QUEUED: "queued",
+    JobState.HELD: "held",
+    JobState.RUNNING: "running",
+    JobState.SUSPENDED: "suspended",
+    JobState.COMPLETED: "completed",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "cancelled",
+    JobState.TIMEOUT: "out of time",
+    JobState.OUT_OF_MEMORY: "out of memory",
+    JobState.NODE_FAIL: "lost with a node",
+    JobState.DEADLINE: "past its deadline",
+    JobState.PREEMPTED: "preempted",
+    JobState.REFUSED: "refused",
+}
+"""A job is …"""
 
 
 def duration(seconds: float | None) -> str:
@@ -67,8 +88,8 @@ def since_epoch(seconds: float) -> str:
 
 
 def state(name: str) -> str:
-    """A state of a job, for people."""
-    return name.replace("_", " ").lower()
+    """A state of a job as what the job is."""
+    return STATES[JobState(name)]
 
 
 def in_url(path: str) -> str:

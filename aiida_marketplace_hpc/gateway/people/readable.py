@@ -25,20 +25,16 @@ def text(content: str) -> str:
 
 def word(content: object) -> str:
     """A name or a short remark, on one line."""
-    return text(str(content)).replace("\n", "␊").replace("\t", "␉")
+    return text(str(content)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _shown(letter: str) -> str:
+    """A letter as a programmer would write it, if it cannot be seen: in letters that every font has."""
     if unicodedata.category(letter) not in _UNSEEN:
         return letter
-    code = ord(letter)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    if 0xDC80 <= code <= 0xDCFF:  # Stands for a byte of a file's name that is no UTF-8.
-        return f"\\x{code - 0xDC00:02x}"
-    return f"⟨U+{code:04X}⟩"
+    if 0xDC80 <= ord(letter) <= 0xDCFF:  # Stands for a byte of a file's name that is no UTF-8.
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode("ascii")
 
 
 def tail(file: BinaryIO, size: int, window: int = WINDOW) -> tuple[str, int]:

@@ -25,7 +25,7 @@ _MOST_STEPS = 80
 class Keyboard:
     """Somebody at the keyboard of a browser.
 
-    ``steps`` has for each press of Tab what got the focus: its element's name, what it is called, whether that is visible.
+    ``steps`` has for each press of Tab what got the focus: on which site, what it is called, whether the focus is visible.
     """
 
     def __init__(self, driver: Chrome) -> None:
@@ -58,12 +58,12 @@ class Keyboard:
         WebDriverWait(self.driver, PATIENCE, poll_frequency=0.05).until(lambda driver: _has_gone(before))
 
     def _focus(self) -> tuple[str, str, bool]:
-        tag, visible = self.driver.execute_script(
+        site, visible = self.driver.execute_script(
             """const it = document.activeElement, style = getComputedStyle(it), box = it.getBoundingClientRect();
-            return [it.tagName.toLowerCase(),
+            return [location.origin, it === document.body ||
                 style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2 && box.width > 0 && box.height > 0]"""
         )
-        return tag, self.driver.switch_to.active_element.accessible_name, visible
+        return site, self.driver.switch_to.active_element.accessible_name, visible
 
     def await_text(self, text: str) -> None:
         """Wait until the page has a text."""

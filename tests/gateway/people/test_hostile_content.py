@@ -104,9 +104,9 @@ def test_hostile_names_of_files_are_shown_and_lead_to_the_files(
     for shown in (
         "<script>alert(1)<",
         "{{ 7*7 }}",
-        "harmless⟨U+202E⟩txt.exe",
-        "line␊break␉tab",
-        "esc␛[31mred␛]0;title␇",
+        "harmless\\u202etxt.exe",
+        "line\\nbreak\\ttab",
+        "esc\\x1b[31mred\\x1b]0;title\\x07",
     ):
         assert shown in seen.text
     assert "not-utf-8-\\xff\\xfe" in seen.text
@@ -131,7 +131,7 @@ def test_hostile_output_is_shown_as_it_is(served: ServedGateway, alice: Browser,
         for shown in (
             MARKUP,
             "</pre></div><form action=https://evil.example>",
-            "␛[2J␛]0;owned␇ nul:␀ turned:⟨U+202E⟩evil⟨U+2066⟩ wide:文\nprogress 1%\nprogress 2%\n",
+            "\\x1b[2J\\x1b]0;owned\\x07 nul:\\x00 turned:\\u202eevil\\u2066 wide:文\nprogress 1%\nprogress 2%\n",
             "bytes:\\xff\\xc3\n{{ 7*7 }}",
         ):
             assert shown in seen.text
@@ -155,7 +155,7 @@ def test_a_line_of_100_megabytes_costs_a_page_no_more_than_its_end(
         file.truncate(100 * 1024 * 1024)  # of NUL
         file.seek(0, os.SEEK_END)
         file.write(b"the very end")
-    for path, most in ((f"/jobs/{job}", 64 * 1024), (f"/jobs/{job}/tail/slurm-101.out", 256 * 1024)):
+    for path, most in ((f"/jobs/{job}", 64 * 1024), (f"/jobs/{job}/tail/slurm-101.out", 384 * 1024)):
         answer = alice.get(path)
         assert "the very end" in answer.text
         assert "MiB" in answer.text

@@ -211,6 +211,10 @@ def test_the_name_of_a_root_is_no_job(alice: Browser, make_job: MakeJob) -> None
     assert alice.get("/jobs/home/files/work/run.sh").status_code == 404
 
 
+def test_there_is_a_word_for_every_state() -> None:
+    assert set(pages.STATES) == set(JobState)
+
+
 def test_times_and_sizes_are_for_people() -> None:
     spans = {0.4: "0 s", 59: "59 s", 61: "1 min 01 s", 3720: "1 h 02 min", 2 * 86400 + 3 * 3600: "2 d 03 h"}
     assert {seconds: pages.duration(seconds) for seconds in spans} == spans
