@@ -80,7 +80,7 @@ gateway.add_command(relay)
 @click.option(
     "--pages/--no-pages",
     default=None,
-    help="Show people who sign in with a browser their jobs and files, at /.  [default: yes]",
+    help="Show people who sign in with a browser their jobs and files, at /; or do not.  [default: yes]",
 )
 @click.option(
     "--page-url", metavar="URL", help="Where browsers reach the gateway; needed for signing in at the issuer."

@@ -4,5 +4,7 @@ A request goes through ``app`` (limits, request id, errors) and ``auth`` (who is
 (everything below the roots) and on ``jobs``, which writes intentions into the ``ledger`` and lets ``reconcile`` carry them
 out on one of the ``backends``.
 
+``people`` are the pages for browsers, over the same jobs and files.
+
 ``relay`` is a process beside it, which fetches requests from a message broker where nobody can connect to the gateway.
 """

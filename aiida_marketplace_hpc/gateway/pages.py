@@ -1,4 +1,7 @@
-"""The two pages for people: what this is, and what can be asked of it. They load nothing from anywhere else."""
+"""What this gateway is, and what can be asked of it. These two pages load nothing from anywhere else.
+
+The page on which people see their jobs is :mod:`aiida_marketplace_hpc.gateway.people`.
+"""
 
 from __future__ import annotations
 

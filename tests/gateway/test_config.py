@@ -43,6 +43,13 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path, m
         ({"container_time_limit": "10 minutes"}, "container_time_limit"),
         ({"container_account": "a b"}, "container_account"),
         ({"nonsense": 1}, "nonsense"),
+        ({"page_client": "x", "page_url": "https://x"}, "--auth oidc"),
+        ({"auth": "oidc", "page_client": "x"}, "--page-url"),
+        ({"page_url": "http://gateway.example.org"}, "page_url"),
+        ({"page_url": "https://me:secret@gateway.example.org"}, "page_url"),
+        ({"page_url": "https://gateway.example.org/?next=x"}, "page_url"),
+        ({"page_url": "gateway.example.org"}, "page_url"),
+        ({"page_client_secret": "x", "page_client_secret_file": Path("y")}, "page_client_secret"),
     ],
 )
 def test_what_makes_no_sense_is_named(flags: dict[str, Any], message: str) -> None:
@@ -53,6 +60,13 @@ def test_what_makes_no_sense_is_named(flags: dict[str, Any], message: str) -> No
 def test_a_shared_home_is_allowed_for_one_user_or_on_demand() -> None:
     assert load({"home": "/own", "dev_token": {"alice": "token-of-alice"}}).account_mode == "own"
     assert load({"home": "/shared", "dev_token": TOKENS, "allow_shared_home": True}).account_mode == "shared"
+
+
+def test_the_secret_of_the_pages_client_is_in_no_text_about_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKETPLACE_HPC_PAGE_CLIENT_SECRET", "the-secret")
+    settings = load({"auth": "oidc", "page_client": "x", "page_url": "http://localhost:5005/"})
+    assert (settings.page_client_secret, settings.page_url) == ("the-secret", "http://localhost:5005")
+    assert "the-secret" not in repr(settings) + str(settings)
 
 
 def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:

@@ -130,14 +130,19 @@ def test_a_code_is_good_once_also_in_the_browser_that_asked(person: Person) -> N
     assert (answer.status_code, "does not accept this code" in answer.text) == (400, True)
 
 
-def test_nobody_is_signed_in_by_a_link_of_somebody_else(served: ServedGateway, person: Person) -> None:
+def test_nobody_is_signed_in_by_a_link_of_somebody_else(
+    served: ServedGateway, provider: OidcProvider, person: Person
+) -> None:
     back = person.log_in(person.ask(), "mallory")
+    asked = provider.requests["token"]
     for begun in (False, True):
         victim = Person(served)
         if begun:
             victim.ask()
-        assert victim.get(back).status_code == 400
+        answer = victim.get(back)
+        assert (answer.status_code, "did not ask to sign in" in answer.text) == (400, True)
         assert not victim.is_signed_in
+    assert provider.requests["token"] == asked
 
 
 def test_a_code_that_was_seen_on_the_way_is_of_no_use(served: ServedGateway, person: Person) -> None:
