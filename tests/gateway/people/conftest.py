@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from tests.gateway.people.visitors import Browser, MakeJob
 
 @pytest.fixture
 def served(tmp_path: Path, backend: FakeBackend) -> Iterator[ServedGateway]:
-    with ServedGateway(tmp_path, backend) as served:
+    # Whatever the backend says is seen at the next request.
+    with ServedGateway(tmp_path, backend, poll_interval=1e-9) as served:
         yield served
 
 
@@ -28,7 +30,8 @@ def browser(served: ServedGateway) -> Browser:
 def make_job(served: ServedGateway) -> MakeJob:
     """Make and launch a job, of a folder and a script, as a program does; the answer is its id."""
 
-    def make(folder: str = "work", script: str = "run.sh", user: str = ALICE, launch: bool = True) -> str:
+    def make(folder: str = "", script: str = "run.sh", user: str = ALICE, launch: bool = True) -> str:
+        folder = folder or f"work-{secrets.token_hex(4)}"
         headers = {"Authorization": f"Bearer {TOKENS[user]}"}
         home = requests.get(f"{served.url}/api/v1/info", headers=headers, timeout=20).json()["home"]
         upload = f"{served.url}/api/v1/file/upload/home"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ from aiida_marketplace_hpc.gateway.members import Members
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 from aiida_marketplace_hpc.testing.served import ALICE, BOB, TOKENS, ServedGateway
 from tests.gateway.people.visitors import SESSION, Browser, MakeJob
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedGateway]:
+    """One for the tests that change nothing of it."""
+    with ServedGateway(tmp_path_factory.mktemp("gateway"), FakeBackend()) as served:
+        yield served
 
 
 def test_somebody_signs_in_and_out(browser: Browser) -> None:
@@ -136,7 +144,7 @@ def test_nobody_is_sent_to_another_site(browser: Browser, where: str) -> None:
 
 
 def test_no_token_is_in_a_page_an_address_the_log_or_the_database(
-    served: ServedGateway, browser: Browser, make_job: MakeJob, tmp_path: Path
+    served: ServedGateway, browser: Browser, make_job: MakeJob
 ) -> None:
     job = make_job()
     answers = [browser.sign_in(), *(browser.get(path) for path in ("/", f"/jobs/{job}", f"/jobs/{job}/tail/run.sh"))]
@@ -144,7 +152,7 @@ def test_no_token_is_in_a_page_an_address_the_log_or_the_database(
     assert not [answer.url for answer in answers if TOKENS[ALICE] in answer.text + answer.url]
     assert not [answer.url for answer in answers[1:] if browser.secret in answer.text]
     log = served.access_log.read_text()
-    database = b"".join(path.read_bytes() for path in (tmp_path / "state").glob("ledger.sqlite*"))
+    database = b"".join(path.read_bytes() for path in served.gateway.settings.state.glob("ledger.sqlite*"))
     for secret in (TOKENS[ALICE], browser.secret):
         assert secret not in log
         assert secret.encode() not in database
@@ -160,16 +168,18 @@ def test_the_log_has_who_did_what(served: ServedGateway, browser: Browser, make_
     assert lines[-2:] == [(ALICE, f"/jobs/{job}/cancel", 303, "ok"), (ALICE, f"/jobs/{job}/cancel", 403, "forbidden")]
 
 
-def test_whoever_is_blocked_is_out_at_once(served: ServedGateway, browser: Browser) -> None:
-    browser.sign_in()
-    [user] = served.gateway.ledger.users()
-    Members(served.gateway.ledger).block(user)
-    assert browser.get("/").status_code == 403
-    assert browser.get("/").status_code == 200  # The session is over.
-    assert ALICE not in browser.get("/").text
-    before = browser.secret
-    answer = browser.sign_in()
-    assert (answer.status_code, browser.secret) == (403, before)
+def test_whoever_is_blocked_is_out_at_once(tmp_path: Path, backend: FakeBackend) -> None:
+    with ServedGateway(tmp_path, backend) as served:
+        browser = Browser(served)
+        browser.sign_in()
+        [user] = served.gateway.ledger.users()
+        Members(served.gateway.ledger).block(user)
+        assert browser.get("/").status_code == 403
+        assert browser.get("/").status_code == 200  # The session is over.
+        assert ALICE not in browser.get("/").text
+        before = browser.secret
+        answer = browser.sign_in()
+        assert (answer.status_code, browser.secret) == (403, before)
 
 
 def test_a_session_is_over_with_the_token_that_it_came_of(tmp_path: Path, backend: FakeBackend) -> None:
