@@ -85,7 +85,7 @@ def create_app(gateway: Gateway) -> FastAPI:
                 methods=[capability.method],
             )
     app.add_api_route("/docs", _page(api_page(gateway.settings)))
-    if People.possible(gateway):
+    if People.possible(gateway.settings):
         People(gateway, limits).add_to(app)
     else:
         app.add_api_route("/", _page(front_page(gateway.settings)))

@@ -191,7 +191,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _page(settings: Settings) -> str:
-    if not settings.pages:
+    if not settings.pages or settings.account_mode == "delegated":
         return "no page for people"
     if settings.auth == "dev":
         return "the page for people, at /, asks for a development token"

@@ -17,6 +17,7 @@ from starlette.responses import RedirectResponse, Response
 from aiida_marketplace_hpc.errors import Forbidden, GatewayError, InvalidRequest, ServerFault, Unauthorized
 from aiida_marketplace_hpc.gateway import streams
 from aiida_marketplace_hpc.gateway.auth import Identity
+from aiida_marketplace_hpc.gateway.config import Settings
 from aiida_marketplace_hpc.gateway.limits import Limits
 from aiida_marketplace_hpc.gateway.people import cookies, views
 from aiida_marketplace_hpc.gateway.people.sessions import Sessions
@@ -61,10 +62,13 @@ class People:
         self._issuer = IssuerSignIn(self._settings, gateway.authenticator) if self._settings.page_client else None
 
     @staticmethod
-    def possible(gateway: Gateway) -> bool:
-        """Whether there is a page, and a way to sign in on it."""
-        settings = gateway.settings
-        return settings.pages and (settings.auth == "dev" or bool(settings.page_client))
+    def possible(settings: Settings) -> bool:
+        """Whether there is a page, and a way to sign in on it.
+
+        Where each user's own token is what opens the cluster there is none: the page keeps no token.
+        """
+        can_sign_in = settings.auth == "dev" or bool(settings.page_client)
+        return settings.pages and can_sign_in and settings.account_mode != "delegated"
 
     def add_to(self, app: FastAPI) -> None:
         """Give an application these addresses."""
