@@ -106,6 +106,7 @@ def chromium(folder: Path) -> Iterator[Keyboard]:
         "--disable-background-networking",
         "--no-first-run",
         "--no-proxy-server",
+        "--ignore-certificate-errors",  # Those of the tests sign themselves.
         "--window-size=1100,900",
         f"--user-data-dir={folder / 'profile'}",
     ):

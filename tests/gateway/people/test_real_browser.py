@@ -12,11 +12,13 @@ import requests
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from aiida_marketplace_hpc.testing.backend import FakeBackend
 from aiida_marketplace_hpc.testing.fixtures import give_up
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.install import install
 from aiida_marketplace_hpc.testing.machine import RigError, wait_until
 from aiida_marketplace_hpc.testing.oidc import OidcProvider
+from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
 from tests.gateway.people.chromium import Elsewhere, Keyboard, chromium
 
 pytestmark = pytest.mark.services
@@ -216,3 +218,19 @@ def test_a_person_signs_in_watches_a_job_and_cancels_it_without_a_mouse(
     ours = [step for step in keyboard.steps if step[0] == gateway.page_url]
     assert len(ours) > 30
     assert [step for step in ours if not step[2]] == []
+
+
+def test_over_tls_the_browser_keeps_cookies_for_this_host_alone(
+    tmp_path: Path, backend: FakeBackend, certificate: Path, keyboard: Keyboard
+) -> None:
+    driver = keyboard.driver
+    with ServedGateway(tmp_path, backend, certfile=certificate) as served:
+        driver.get(f"{served.url}/sign-in")
+        [cookie] = driver.get_cookies()
+        assert (cookie["name"], cookie["secure"], cookie["sameSite"]) == ("__Host-mphpc-sign-in", True, "Lax")
+        keyboard.tab_to("Development token")
+        keyboard.press(TOKENS[ALICE], Keys.ENTER)
+        keyboard.await_text("You have no jobs on this gateway yet.")
+        [cookie] = driver.get_cookies()
+        assert (cookie["name"], cookie["secure"], cookie["sameSite"]) == ("__Host-mphpc-session", True, "Strict")
+        assert driver.execute_script("return document.cookie") == ""

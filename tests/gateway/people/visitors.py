@@ -8,6 +8,7 @@ from typing import Any
 
 import requests
 
+from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
 
 SESSION = "mphpc-session"
@@ -17,7 +18,7 @@ MakeJob = Callable[..., str]
 class Browser:
     """Somebody's browser. It follows no redirect by itself, and knows nothing of ``SameSite``."""
 
-    def __init__(self, served: ServedGateway) -> None:
+    def __init__(self, served: ServedGateway | GatewayProcess) -> None:
         self.served = served
         self.session = requests.Session()
 
