@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from aiida_marketplace_hpc.gateway.auth import Identity
+from aiida_marketplace_hpc.gateway.ledger import Ledger
 from aiida_marketplace_hpc.gateway.people.sessions import IDLE, LONGEST, Sessions
 from aiida_marketplace_hpc.gateway.schema import PageSession
 from aiida_marketplace_hpc.gateway.service import Gateway
@@ -64,6 +65,17 @@ def test_one_browser_is_signed_out_and_the_other_is_not(sessions: Sessions) -> N
     sessions.end(one)
     assert sessions.find(one) is None
     assert sessions.find(other) == WHO
+
+
+def test_gateways_on_one_database_share_sessions(gateway: Gateway, sessions: Sessions) -> None:
+    secret = sessions.begin(WHO)
+    other = Ledger(gateway.ledger.url)
+    try:
+        assert Sessions(other).find(secret) == WHO
+        Sessions(other).end(secret)
+    finally:
+        other.close()
+    assert sessions.find(secret) is None
 
 
 def test_the_database_has_no_secret_and_forgets_what_is_over(
