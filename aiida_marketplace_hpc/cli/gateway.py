@@ -105,6 +105,24 @@ gateway.add_command(relay)
     help="Show figures for Prometheus at /metrics, to everybody who gets there.",
 )
 @click.option(
+    "--pages/--no-pages",
+    default=None,
+    help="Show people who sign in with a browser their jobs and files, at /; or do not.  [default: yes]",
+)
+@click.option(
+    "--page-url", metavar="URL", help="Where browsers reach the gateway; needed for signing in at the issuer."
+)
+@click.option(
+    "--page-client",
+    metavar="ID",
+    help="The client of the issuer with which browsers are signed in. Without it, none is.",
+)
+@click.option(
+    "--page-client-secret-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file with the secret of that client, if it has one.",
+)
+@click.option(
     "--keep-unfinished", type=float, metavar="DAYS", help="How long an upload that broke off is kept.  [default: 3]"
 )
 @click.option(

@@ -1,4 +1,4 @@
-"""An OpenID Connect provider, as a client without a browser uses it: discovery, device flow, client credentials, refresh.
+"""An OpenID Connect provider, as a client uses it: discovery, device flow, client credentials, authorization code, refresh.
 
 Only requests and answers; what is kept, and when a token is renewed, is the business of
 :mod:`~aiida_marketplace_hpc.client.login`.
@@ -81,6 +81,7 @@ class Provider:
     end_session_endpoint: str = ""
     basic: bool = True
     scopes: tuple[str, ...] = ()
+    authorization_endpoint: str = ""
 
     @classmethod
     def discover(cls, issuer: str) -> Provider:
@@ -108,8 +109,14 @@ class Provider:
             str(document.get("end_session_endpoint") or ""),
             "client_secret_basic" in methods,
             tuple(str(scope) for scope in document.get("scopes_supported") or ()),
+            str(document.get("authorization_endpoint") or ""),
         )
-        for endpoint in (provider.token_endpoint, provider.device_endpoint, provider.revocation_endpoint):
+        for endpoint in (
+            provider.token_endpoint,
+            provider.device_endpoint,
+            provider.revocation_endpoint,
+            provider.authorization_endpoint,
+        ):
             if endpoint:
                 _checked(endpoint)
         return provider
@@ -122,12 +129,14 @@ class Tokens:
     :param received: when they were asked for, by this machine's clock, in seconds since the epoch.
     :param lifetime: seconds from then for which the access token is good.
     :param refresh_token: with which the next one is asked for; empty: there is none.
+    :param id_token: who has logged in, signed by the provider for this client; empty: it does not say.
     """
 
     access_token: str = field(repr=False)
     received: float
     lifetime: float
     refresh_token: str = field(default="", repr=False)
+    id_token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -216,6 +225,22 @@ class OidcClient:
         """Ask for tokens with the client's own secret. May be repeated."""
         return self._tokens({"grant_type": "client_credentials", **({"scope": scope} if scope else {})})
 
+    def exchange_code(self, code: str, *, verifier: str, redirect_uri: str) -> Tokens:
+        """Ask for tokens with the code that a browser has brought. A code is good once.
+
+        :param verifier: what the challenge in the browser's request was made of (RFC 7636).
+        :param redirect_uri: the one of the browser's request.
+        :raises GrantRefused: with ``invalid_grant``: the code is used up, too old, or for somebody else.
+        :raises ProviderUnavailable: there was no answer.
+        """
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "code_verifier": verifier,
+            "redirect_uri": redirect_uri,
+        }
+        return self._tokens(form)
+
     def refresh(self, refresh_token: str) -> Tokens:
         """Ask for new tokens. Must not be repeated with the same ``refresh_token`` once it was answered.
 
@@ -242,7 +267,14 @@ class OidcClient:
         access, refresh = document.get("access_token"), document.get("refresh_token")
         if not isinstance(access, str) or not access:
             raise ProviderUnavailable(f"{self.provider.issuer} granted something without a token: try again later")
-        return Tokens(access, received, _lifetime(document, access), refresh if isinstance(refresh, str) else "")
+        identity = document.get("id_token")
+        return Tokens(
+            access,
+            received,
+            _lifetime(document, access),
+            refresh if isinstance(refresh, str) else "",
+            identity if isinstance(identity, str) else "",
+        )
 
     def _granted(self, endpoint: str, form: Mapping[str, str]) -> Json:
         status, document = self._ask(endpoint, form)

@@ -44,6 +44,7 @@ from aiida_marketplace_hpc.gateway.envelope import CARRIER, enclosed, opened
 from aiida_marketplace_hpc.gateway.limits import Limits
 from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE, TRANSFERS
 from aiida_marketplace_hpc.gateway.pages import POLICY, api_page, front_page
+from aiida_marketplace_hpc.gateway.people.routes import People
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Note, Route, Stream, parse_parameters
 from aiida_marketplace_hpc.gateway.service import Caller, Gateway
@@ -89,8 +90,11 @@ def create_app(gateway: Gateway) -> FastAPI:
                 _endpoint(gateway, capability, limits, log),
                 methods=[capability.method],
             )
-    for path, page in (("/", front_page), ("/docs", api_page)):
-        app.add_api_route(path, _page(page(gateway.settings)))
+    app.add_api_route("/docs", _page(api_page(gateway.settings)))
+    if People.possible(gateway.settings):
+        People(gateway, limits).add_to(app)
+    else:
+        app.add_api_route("/", _page(front_page(gateway.settings)))
     app.add_api_route("/ready", _ready(gateway))
     if gateway.settings.metrics:
         app.add_api_route("/metrics", _metrics(gateway))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -20,6 +21,7 @@ from pydantic_settings import (
 )
 
 from aiida_marketplace_hpc import __version__
+from aiida_marketplace_hpc.addresses import is_loopback
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.backends.directives import parse_duration
 from aiida_marketplace_hpc.gateway.databases import parse_url
@@ -240,6 +242,15 @@ class Settings(FileSettings):
     log_level: LogLevel = "info"
     metrics: bool = False
     """Show figures for Prometheus at ``/metrics``, to everybody who reaches the gateway."""
+    pages: bool = True
+    """Show people who sign in with a browser their jobs and files, at ``/``."""
+    page_url: str = ""
+    """Where browsers reach the gateway."""
+    page_client: str = ""
+    """The client of the issuer with which browsers are signed in."""
+    page_client_secret: str = Field(default="", repr=False)
+    """Its secret, if it has one; there is no flag for it, which everybody on the machine could see."""
+    page_client_secret_file: Path | None = None
     keep_unfinished: float = Field(default=3.0, ge=0.0)
     """Days for which an upload that broke off is kept, to be continued."""
     unfinished_limit: int = Field(default=100, ge=0)
@@ -346,6 +357,26 @@ class Settings(FileSettings):
     def _key_has_a_certificate(self) -> Settings:
         if self.keyfile is not None and self.certfile is None:
             raise ValueError("a keyfile needs its certificate: give --certfile, too")
+        return self
+
+    @field_validator("page_url")
+    @classmethod
+    def _page_url_is_an_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        plain = not (parts.username or parts.query or parts.fragment)
+        safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+        if value and not (parts.hostname and plain and safe):
+            raise ValueError(f"the page's address is one such as https://gateway.example.org, not {value!r}")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _page_can_sign_in(self) -> Settings:
+        if self.page_client and self.auth == "dev":
+            raise ValueError("a page_client signs in at an issuer: choose --auth oidc or marketplace with it")
+        if self.page_client and not self.page_url:
+            raise ValueError("with a page_client, the issuer has to know where to send browsers back: give --page-url")
+        if self.page_client_secret and self.page_client_secret_file is not None:
+            raise ValueError("the page_client has one secret: give page_client_secret or page_client_secret_file")
         return self
 
     @model_validator(mode="after")

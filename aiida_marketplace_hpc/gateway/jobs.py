@@ -313,6 +313,11 @@ class Jobs:
         """All of the caller's jobs, oldest first."""
         return self._ledger.of_user(user.id)
 
+    def newest(self, user: User, *, limit: int, offset: int = 0) -> list[dict[str, Any]]:
+        """Some of the caller's jobs as they go over the wire, newest first."""
+        self._watch.refresh()
+        return [self.as_wire(job) for job in self._ledger.newest(user.id, limit=limit, offset=offset)]
+
     def get(self, user: User, jobid: str, *, fresh: bool = False) -> Job:
         """The caller's job of that id.
 

@@ -286,6 +286,12 @@ class Ledger:
         with self.reading() as session:
             return list(session.scalars(query))
 
+    def newest(self, user_id: str, *, limit: int, offset: int = 0) -> list[Job]:
+        """Some of the user's jobs, newest first."""
+        query = select(Job).where(Job.user_id == user_id).order_by(Job.created_at.desc(), Job.id.desc())
+        with self.reading() as session:
+            return list(session.scalars(query.limit(limit).offset(offset)))
+
     def active_in_folder(self, user_id: str, folder: str) -> Job | None:
         """The user's job that lives in this folder."""
         query = select(Job).where(Job.user_id == user_id, Job.folder == folder, Job.state.in_(_ACTIVE))

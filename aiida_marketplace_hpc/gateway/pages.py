@@ -1,4 +1,7 @@
-"""The two pages for people: what this is, and what can be asked of it. They load nothing from anywhere else."""
+"""What this gateway is, and what can be asked of it. These two pages load nothing from anywhere else.
+
+The page on which people see their jobs is :mod:`aiida_marketplace_hpc.gateway.people`.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,12 @@ POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_DIGEST}'; base-uri 'non
 
 def front_page(settings: Settings) -> str:
     """What this gateway is, and where to go from here."""
-    name = escape(settings.name)
-    return _page(
-        name,
-        f"""<h1>{name}</h1>
-<p>This is an HPC gateway: it lets programs run jobs on a cluster and reach files there over HTTP.
+    return _page(settings.name, f"<h1>{escape(settings.name)}</h1>{front_content(settings)}")
+
+
+def front_content(settings: Settings) -> str:
+    """The same, without heading and head, as HTML."""
+    return f"""<p>This is an HPC gateway: it lets programs run jobs on a cluster and reach files there over HTTP.
 It is running version {escape(__version__)} of <code>aiida-marketplace-hpc</code> with the backend
 <code>{escape(settings.backend)}</code>.</p>
 <p>{escape(SEPARATION[settings.account_mode])}</p>
@@ -37,10 +41,9 @@ It is running version {escape(__version__)} of <code>aiida-marketplace-hpc</code
 <li><a href="docs">What can be asked of it</a> (<a href="openapi.json">as an OpenAPI document</a>)</li>
 <li><a href="heartbeat">Whether it is up</a></li>
 </ul>
-<p>Every request but the heartbeat needs the header <code>Authorization: Bearer TOKEN</code>. From Python use
+<p>Every request of a program but the heartbeat needs the header <code>Authorization: Bearer TOKEN</code>. From Python use
 <code>aiida_marketplace_hpc.HpcGateway</code>, from a shell <code>marketplace-hpc</code>, from AiiDA the transport and
-scheduler <code>marketplace_hpc</code>.</p>""",
-    )
+scheduler <code>marketplace_hpc</code>.</p>"""
 
 
 def api_page(settings: Settings) -> str:

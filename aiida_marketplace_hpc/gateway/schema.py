@@ -123,6 +123,18 @@ class Drain(Base):
     since: Mapped[datetime] = mapped_column(_UtcDateTime)
 
 
+class PageSession(Base):
+    """A browser that is signed in: :mod:`aiida_marketplace_hpc.gateway.people.sessions`."""
+
+    __tablename__ = "page_sessions"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """A digest of what the browser has: the table alone opens nothing."""
+    identity: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(_UtcDateTime)
+    seen_at: Mapped[datetime] = mapped_column(_UtcDateTime)
+
+
 class Job(Base):
     """One job: an intention to run a script in a folder, and what became of it."""
 

@@ -255,6 +255,16 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from exc
 
 
+def _page(settings: Settings) -> str:
+    if not settings.pages or settings.classic or settings.account_mode == "delegated":
+        return "no page for people"
+    if settings.auth == "dev":
+        return "the page for people, at /, asks for a development token"
+    if settings.page_client:
+        return f"the page for people, at {settings.page_url}/, signs them in as {settings.page_client}"
+    return "no page for people, as nobody could sign in there: give --page-client and --page-url"
+
+
 def _welcome(settings: Settings, issuer: str) -> Sequence[str]:
     roots = ", ".join(
         f"{root.name}={root.template}{' (read-only)' if root.read_only else ''}" for root in settings.roots
@@ -273,6 +283,7 @@ def _welcome(settings: Settings, issuer: str) -> Sequence[str]:
         f"cluster account {settings.account_mode}: {SEPARATION[settings.account_mode]}",
         tokens[settings.auth],
         served,
+        _page(settings),
     ]
     if settings.classic:
         lines.append(

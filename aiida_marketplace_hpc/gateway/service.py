@@ -15,7 +15,7 @@ from functools import cached_property
 
 from aiida_marketplace_hpc.errors import ConfigurationError, FileError
 from aiida_marketplace_hpc.gateway.admission import Admission
-from aiida_marketplace_hpc.gateway.auth import token_key
+from aiida_marketplace_hpc.gateway.auth import Identity, token_key
 from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
 from aiida_marketplace_hpc.gateway.backends.base import Backend
 from aiida_marketplace_hpc.gateway.cleaning import Cleaning
@@ -150,18 +150,26 @@ class Gateway:
         :raises Unavailable: if who they are cannot be found out now.
         """
         identity = self.authenticator.identify(token)
-        user = self.admission.user_of(identity)
-        files = self.files_of(user)
-        with suppress(FileError):  # Whoever uses the root says what is wrong with it.
-            files.roots.prepare()
-        self.homes.claim(user)
-        caller = Caller(user, files, Transfers(files, self.keep))
+        caller = self.caller_of(identity)
         remaining = math.inf if identity.expires_at is None else identity.expires_at - time.time()
         with self._callers_lock:
             if len(self._callers) >= _MAX_CALLERS:
                 self._callers.clear()
             self._callers[token_key(token)] = time.monotonic() + min(_CALLER_AGE, remaining), caller
         return caller
+
+    def caller_of(self, identity: Identity) -> Caller:
+        """The same for somebody whose identity is known already; nothing is kept.
+
+        :raises Forbidden: as :meth:`caller`.
+        :raises Unavailable: if it cannot be found out now which folder is theirs.
+        """
+        user = self.admission.user_of(identity)
+        files = self.files_of(user)
+        with suppress(FileError):  # Whoever uses the root says what is wrong with it.
+            files.roots.prepare()
+        self.homes.claim(user)
+        return Caller(user, files, Transfers(files, self.keep))
 
     def known_caller(self, token: str) -> Caller | None:
         """The answer of :meth:`caller` if it was given a moment ago; takes no time."""

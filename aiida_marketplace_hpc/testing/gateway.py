@@ -67,6 +67,8 @@ class GatewayProcess:
     :param own_state: with ``beside``, have a state folder of its own all the same; the database is then for ``env`` to name.
     :param provider: accept the tokens of this provider instead of development tokens; :attr:`tokens` is empty.
     :param auth: how they are checked: ``oidc``, by the gateway, or ``marketplace``, by asking the provider.
+    :param page_client: the provider's client with which browsers are signed in, at ``localhost``: to them, another site than
+        the provider, whose address is 127.0.0.1.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class GatewayProcess:
         own_state: bool = False,
         provider: OidcProvider | None = None,
         auth: Literal["oidc", "marketplace"] = "oidc",
+        page_client: str = "",
     ) -> None:
         self.machine = machine
         self.backend = backend
@@ -97,6 +100,7 @@ class GatewayProcess:
         default = {"scratch": f"{machine.scratch}/{{username}}", "software": f"{machine.software}:ro"}
         self.roots = dict(default if roots is None else roots)
         self._options = [*(["--classic"] if classic else []), *options]
+        self._page_client = page_client
         self._env = dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -122,6 +126,11 @@ class GatewayProcess:
         if not self._url:
             raise RigError("the gateway has not been started")
         return self._url
+
+    @property
+    def page_url(self) -> str:
+        """Where browsers reach it."""
+        return f"http://localhost:{self._port}"
 
     @property
     def token(self) -> str:
@@ -252,4 +261,7 @@ class GatewayProcess:
             audience = self.provider.audience if self.auth == "oidc" else []
             for name in [audience] if isinstance(audience, str) else audience:
                 arguments += ["--audience", name]
+            if self._page_client:
+                arguments += ["--page-url", self.page_url, "--page-client", self._page_client]
+                self.provider.redirect_uris[self._page_client] = [f"{self.page_url}/sign-in/callback"]
         return [*arguments, *self._options]

@@ -16,6 +16,7 @@ GROUPS = {
     "quantum-espresso": ("quantum-espresso", "quantum-espresso-data"),
     "rabbitmq": ("rabbitmq-server",),
     "postgresql": ("postgresql",),
+    "chromium": ("chromium", "chromium-driver", "fonts-liberation"),
 }
 """What a short name stands for; any other name is that of a Debian package."""
 

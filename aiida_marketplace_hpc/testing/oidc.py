@@ -22,6 +22,8 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
+from aiida_marketplace_hpc.testing.oidc_codes import CODE_GRANT, Answer, Codes
+
 Json = dict[str, Any]
 
 PUBLIC_CLIENT = "marketplace-hpc"
@@ -48,6 +50,8 @@ class _Login:
     client: str
     claims: Json
     scope: str
+    nonce: str | None = None
+    """Of the browser's request, for the ID token."""
     alive: bool = True
     used: set[str] = field(default_factory=set)
     """The refresh tokens that were used up."""
@@ -112,9 +116,14 @@ class OidcProvider:
         """Called with the name of an endpoint when that has acted, before its answer is sent: to wait, or to kill somebody."""
         self.requests: Counter[str] = Counter()
         """How often each endpoint was asked: ``discovery``, ``jwks``, ``token``, ``device``, ``userinfo``, ``logout``,
-        ``revoke``; requests in an outage count, too."""
+        ``revoke``, ``auth``; requests in an outage count, too."""
         self.grants: Counter[str] = Counter()
-        """How often each kind of grant has led to tokens: ``refresh_token``, ``client_credentials``, :data:`DEVICE_GRANT`."""
+        """How often each kind of grant has led to tokens: ``refresh_token``, ``client_credentials``, ``authorization_code``,
+        :data:`DEVICE_GRANT`."""
+        self.redirect_uris: dict[str, list[str]] = {}
+        """For each client that signs people in with a browser, the addresses that a code may be sent to."""
+        self.id_token_changes: Json = {}
+        """Claims that go wrong into the ID tokens that are issued from now on."""
         self.reused = 0
         """How often a refresh token came that had been used before."""
         self._lock = threading.RLock()
@@ -122,6 +131,7 @@ class OidcProvider:
         self._devices: dict[str, _Device] = {}
         self._refresh: dict[str, tuple[_Login, float]] = {}
         self._revoked: set[str] = set()
+        self._codes = Codes(self.now)
         self._server = _Server(("127.0.0.1", 0), _Handler, self)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.issuer = f"{self.url}/realms/{realm}"
@@ -159,6 +169,10 @@ class OidcProvider:
     @property
     def jwks_uri(self) -> str:
         return self._endpoint("certs")
+
+    @property
+    def authorization_endpoint(self) -> str:
+        return self._endpoint("auth")
 
     @property
     def userinfo_endpoint(self) -> str:
@@ -244,6 +258,10 @@ class OidcProvider:
             for login, _ in self._refresh.values():
                 login.alive = False
 
+    def sign(self, claims: Json) -> str:
+        """Sign any claims, as a token of this issuer."""
+        return jwt.encode(claims, self.private_key, algorithm=_ALGORITHM, headers={"kid": self.key_id})
+
     # ---- endpoints --------------------------------------------------------------------------------------------------
 
     def _endpoint(self, name: str) -> str:
@@ -252,13 +270,16 @@ class OidcProvider:
     def _discovery(self) -> Json:
         return {
             "issuer": self.issuer,
+            "authorization_endpoint": self._endpoint("auth"),
             "token_endpoint": self._endpoint("token"),
             "device_authorization_endpoint": self._endpoint("auth/device"),
             "userinfo_endpoint": self._endpoint("userinfo"),
             "jwks_uri": self._endpoint("certs"),
             "end_session_endpoint": self._endpoint("logout"),
             "revocation_endpoint": self._endpoint("revoke"),
-            "grant_types_supported": ["refresh_token", "client_credentials", DEVICE_GRANT],
+            "grant_types_supported": [CODE_GRANT, "refresh_token", "client_credentials", DEVICE_GRANT],
+            "response_types_supported": ["code"],
+            "code_challenge_methods_supported": ["S256"],
             "scopes_supported": ["openid", "email", "profile", "offline_access"],
             "id_token_signing_alg_values_supported": [_ALGORITHM],
         }
@@ -299,6 +320,8 @@ class OidcProvider:
             login = self._approved(form, client)
         elif kind == "refresh_token":
             login = self._refreshed(form.get("refresh_token", ""), client)
+        elif kind == CODE_GRANT:
+            login = self._signed_in(form, client)
         elif kind == "client_credentials":
             if self.clients[client] is None:
                 raise _Refused(401, "unauthorized_client", "Public client not allowed to retrieve service account")
@@ -312,6 +335,8 @@ class OidcProvider:
             "expires_in": int(self.lifetime) if self.lifetime == int(self.lifetime) else self.lifetime,
             "scope": login.scope,
         }
+        if "openid" in login.scope.split() and kind == CODE_GRANT:
+            answer["id_token"] = self._id_token(login)
         if kind != "client_credentials":
             fresh = secrets.token_urlsafe(32)
             self._refresh[fresh] = (login, self.now() + self.refresh_lifetime)
@@ -336,6 +361,28 @@ class OidcProvider:
             raise _Refused(400, "authorization_pending", "The authorization request is still pending")
         del self._devices[code]
         return _Login(client, device.claims, device.scope)
+
+    def _signed_in(self, form: Mapping[str, str], client: str) -> _Login:
+        code = self._codes.redeemed(form, client)
+        if code is None:
+            raise _Refused(400, "invalid_grant", "Code not valid")
+        return _Login(client, code.claims, code.scope, code.nonce)
+
+    def _id_token(self, login: _Login) -> str:
+        now = int(self.now())
+        claims = {
+            "iss": self.issuer,
+            "aud": login.client,
+            "azp": login.client,
+            "sub": login.claims["subject"],
+            "exp": now + int(self.lifetime),
+            "iat": now,
+            "auth_time": now,
+            "typ": "ID",
+            "nonce": login.nonce,
+            **self.id_token_changes,
+        }
+        return self.sign({claim: value for claim, value in claims.items() if value is not None})
 
     def _refreshed(self, token: str, client: str) -> _Login:
         login, until = self._refresh.get(token, (None, 0.0))
@@ -373,6 +420,14 @@ class OidcProvider:
     def _end(self, form: Mapping[str, str], authorization: str) -> None:
         self._client(form, authorization)
         self.revoke(form.get("refresh_token") or form.get("token", ""))
+
+    def browse(self, method: str, query: Mapping[str, str], form: Mapping[str, str]) -> Answer:
+        """Answer a browser at the authorization endpoint: with a page to log in on, or by sending it back."""
+        with self._lock:
+            self.requests["auth"] += 1
+            if self.outage:
+                return Answer(503, body="<!doctype html><title>Down</title>")
+            return self._codes.answer(method, query, form, self.redirect_uris)
 
     def handle(
         self, method: str, path: str, form: Mapping[str, str], authorization: str
@@ -438,13 +493,28 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         form = {key: values[-1] for key, values in parse_qs(self.rfile.read(length).decode()).items()}
         authorization = self.headers.get("Authorization", "")
-        _, status, document = self.server.provider.handle(self.command, self.path, form, authorization)
+        provider = self.server.provider
+        path, _, query = self.path.partition("?")
+        if provider.url + path == provider.authorization_endpoint:
+            asked = {key: values[-1] for key, values in parse_qs(query).items()}
+            self._send(provider.browse(self.command, asked, form))
+            return
+        _, status, document = provider.handle(self.command, self.path, form, authorization)
         if not status:
             return
         self.send_response(status)
         content = b"" if document is None else json.dumps(document).encode()
         self.send_header("Content-Type", "application/json")
         self.send_header("Cache-Control", "no-store")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _send(self, answer: Answer) -> None:
+        content = answer.body.encode()
+        self.send_response(answer.status)
+        for name, value in {"Content-Type": "text/html; charset=utf-8", **answer.headers}.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -9,6 +9,7 @@ import pytest
 
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.config import RootTemplate, load
+from aiida_marketplace_hpc.gateway.people.routes import People
 
 TOKENS = {"alice": "token-of-alice", "bob": "token-of-bob"}
 
@@ -46,6 +47,13 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path, m
         ({"classic_file_limit": 0}, "classic_file_limit"),
         ({"classic": True, "metrics": True}, "--metrics"),
         ({"nonsense": 1}, "nonsense"),
+        ({"page_client": "x", "page_url": "https://x"}, "--auth oidc"),
+        ({"auth": "oidc", "page_client": "x"}, "--page-url"),
+        ({"page_url": "http://gateway.example.org"}, "page_url"),
+        ({"page_url": "https://me:secret@gateway.example.org"}, "page_url"),
+        ({"page_url": "https://gateway.example.org/?next=x"}, "page_url"),
+        ({"page_url": "gateway.example.org"}, "page_url"),
+        ({"page_client_secret": "x", "page_client_secret_file": Path("y")}, "page_client_secret"),
     ],
 )
 def test_what_makes_no_sense_is_named(flags: dict[str, Any], message: str) -> None:
@@ -56,6 +64,27 @@ def test_what_makes_no_sense_is_named(flags: dict[str, Any], message: str) -> No
 def test_a_shared_home_is_allowed_for_one_user_or_on_demand() -> None:
     assert load({"home": "/own", "dev_token": {"alice": "token-of-alice"}}).account_mode == "own"
     assert load({"home": "/shared", "dev_token": TOKENS, "allow_shared_home": True}).account_mode == "shared"
+
+
+@pytest.mark.parametrize(
+    ("settings", "possible"),
+    [
+        ({"dev_token": TOKENS}, True),
+        ({"dev_token": TOKENS, "pages": False}, False),
+        ({"auth": "oidc"}, False),
+        ({"auth": "oidc", "page_client": "x", "page_url": "https://x"}, True),
+        ({"auth": "oidc", "page_client": "x", "page_url": "https://x", "account": "delegated"}, False),
+    ],
+)
+def test_there_is_a_page_for_people_where_they_can_sign_in(settings: dict[str, Any], possible: bool) -> None:
+    assert People.possible(load(settings)) is possible
+
+
+def test_the_secret_of_the_pages_client_is_in_no_text_about_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKETPLACE_HPC_PAGE_CLIENT_SECRET", "the-secret")
+    settings = load({"auth": "oidc", "page_client": "x", "page_url": "http://localhost:5005/"})
+    assert (settings.page_client_secret, settings.page_url) == ("the-secret", "http://localhost:5005")
+    assert "the-secret" not in repr(settings) + str(settings)
 
 
 def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import jwt
 import pytest
@@ -197,3 +200,58 @@ def test_its_clock_may_be_ahead(provider: OidcProvider, clock: VirtualClock) -> 
     provider.skew = 3600
     claims = verified(provider, provider.issue("alice"))
     assert claims["iat"] == int(clock.now().timestamp() + 3600)
+
+
+def browse(provider: OidcProvider, verifier: str = "v" * 43, **changes: str) -> requests.Response:
+    """Log in as alice with a browser, and be sent back."""
+    digest = hashlib.sha256(verifier.encode()).digest()
+    asked = {
+        "response_type": "code",
+        "client_id": PUBLIC_CLIENT,
+        "redirect_uri": "https://client.example/back",
+        "scope": "openid email",
+        "state": "s",
+        "nonce": "n",
+        "code_challenge": base64.urlsafe_b64encode(digest).decode().rstrip("="),
+        "code_challenge_method": "S256",
+        **changes,
+    }
+    provider.redirect_uris[PUBLIC_CLIENT] = ["https://client.example/back"]
+    return requests.post(
+        provider.authorization_endpoint, params=asked, data={"subject": "alice"}, allow_redirects=False, timeout=10
+    )
+
+
+def redeem(provider: OidcProvider, code: str, **changes: str) -> tuple[int, dict[str, Any]]:
+    form = {"code_verifier": "v" * 43, "redirect_uri": "https://client.example/back", "code": code, **changes}
+    return post(provider, "token_endpoint", grant_type="authorization_code", **form)
+
+
+def code_of(answer: requests.Response) -> str:
+    said = dict(parse_qsl(urlsplit(answer.headers["Location"]).query))
+    assert said["state"] == "s"
+    return said["code"]
+
+
+def test_a_code_becomes_tokens_once(provider: OidcProvider) -> None:
+    code = code_of(browse(provider))
+    status, tokens = redeem(provider, code)
+    assert status == 200
+    assert userinfo(provider, tokens["access_token"]).json()["sub"] == "alice"
+    claims = jwt.decode(tokens["id_token"], options={"verify_signature": False})
+    assert (claims["aud"], claims["nonce"], claims["sub"]) == (PUBLIC_CLIENT, "n", "alice")
+    assert redeem(provider, code)[1]["error"] == "invalid_grant"
+
+
+def test_a_code_is_for_whom_it_was_made_and_for_a_minute(provider: OidcProvider, clock: VirtualClock) -> None:
+    for changes in ({"code_verifier": "w" * 43}, {"redirect_uri": "https://client.example/"}):
+        assert redeem(provider, code_of(browse(provider)), **changes)[1]["error"] == "invalid_grant"
+    code = code_of(browse(provider))
+    clock.sleep(61)
+    assert redeem(provider, code)[1]["error"] == "invalid_grant"
+
+
+def test_a_browser_is_sent_to_registered_addresses_only(provider: OidcProvider) -> None:
+    assert browse(provider, redirect_uri="https://evil.example/back").status_code == 400
+    for changes in ({"response_type": "token"}, {"code_challenge_method": "plain"}):
+        assert "error=invalid_request" in browse(provider, **changes).headers["Location"]

@@ -30,7 +30,7 @@ def upload(call: Call) -> Answer:
         raise InvalidRequest("an upload needs a body: the file itself, or a form with the part 'file'")
     if is_coded(given.get("encoding")):
         body = decoded(body)
-    path = _path(call, given.get("filename") or _form_name(body))
+    path = path_of(call, given.get("filename") or _form_name(body))
     options: dict[str, Any] = {
         "overwrite": given.get("overwrite", True),
         "into": given.get("into"),
@@ -69,7 +69,7 @@ def download(call: Call) -> Answer:
 
 def _content(call: Call) -> Stream:
     given, files = call.parameters, call.caller.files
-    path = _path(call, given["filename"])
+    path = path_of(call, given["filename"])
     if given.get("bundle"):
         position = None
         if "after" in given or "offset" in given:
@@ -109,13 +109,13 @@ def _chunks(content: BinaryIO, size: int) -> Generator[bytes, None, None]:
 def delete(call: Call) -> Answer:
     """Remove a file, or a folder with all that is in it."""
     caller = call.caller.forced() if call.parameters.get("force") else call.caller
-    caller.files.remove(_path(call, call.parameters["filename"]), recursive=True)
+    caller.files.remove(path_of(call, call.parameters["filename"]), recursive=True)
     return {"message": "File deleted."}
 
 
 def list_files(call: Call) -> Answer:
     """List a folder in the published form."""
-    listing = call.caller.files.listing(_path(call, call.parameters.get("filename") or ""))
+    listing = call.caller.files.listing(path_of(call, call.parameters.get("filename") or ""))
     return {"files": published_listing(listing), "message": "Files in the job folder."}
 
 
@@ -138,7 +138,7 @@ def published_listing(entries: list[dict[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
-def _path(call: Call, filename: str) -> str:
+def path_of(call: Call, filename: str) -> str:
     """The absolute path of a file below a job's folder, or below the root that stands in place of a job."""
     jobid = call.parameters["jobid"]
     root = call.caller.files.roots.by_name(jobid)
