@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -103,6 +103,10 @@ def _absolute_template(template: str) -> str:
     if not path.is_absolute() or ".." in path.parts:
         raise ValueError(f"a path template is an absolute path without '..', not {template!r}")
     return str(path)
+
+
+def _said(value: str | SecretStr) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def default_state_folder() -> Path:
@@ -203,6 +207,15 @@ class Settings(FileSettings):
     machine: str = ""
     slots: int = Field(default=0, ge=0)
     """Jobs that the backend ``local`` runs at once; 0: as many as there are processors."""
+    firecrest_url: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    """Where the FirecREST v2 of the backend ``firecrest`` is."""
+    firecrest_system: str = Field(default="", pattern=r"^[a-z0-9._-]*$")
+    """What FirecREST calls the cluster."""
+    firecrest_token_url: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    """Where the gateway gets tokens of its own for FirecREST; not needed with the account ``delegated``."""
+    firecrest_client_id: str = ""
+    firecrest_client_secret: SecretStr = SecretStr("")
+    """From the environment or the file only: what stands in a command line is seen by everybody on the machine."""
     poll_interval: float = Field(default=0.0, ge=0.0)
     """Seconds for which one answer of the scheduler serves everybody; 0: what suits the backend."""
     certfile: Path | None = None
@@ -298,9 +311,9 @@ class Settings(FileSettings):
 
     @model_validator(mode="after")
     def _folders_are_apart(self) -> Settings:
-        if self.backend == "slurm" and not self.home:
+        if self.backend in ("slurm", "firecrest") and not self.home:
             raise ValueError(
-                "backend slurm needs to know where the users' folders on the cluster are: "
+                f"backend {self.backend} needs to know where the users' folders on the cluster are: "
                 "give --home, for example --home /scratch/gateway/{username}"
             )
         for root in self.roots:
@@ -315,6 +328,23 @@ class Settings(FileSettings):
                 f"--home {self.home} is one folder for several users, who would reach each other's files: put {{username}} "
                 "into it, or, if that is what you want, give --allow-shared-home"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _firecrest_is_whole(self) -> Settings:
+        if self.backend != "firecrest":
+            return self
+        needed = ["firecrest_url", "firecrest_system"]
+        if self.account_mode != "delegated":
+            needed += ["firecrest_token_url", "firecrest_client_id", "firecrest_client_secret"]
+        elif not all(root.per_user or root.read_only for root in self.roots):
+            raise ValueError(
+                "with --account delegated each root that can be written needs {username}: by it the gateway knows whose a "
+                "folder is, and with whose token to look after it"
+            )
+        missing = [name for name in needed if not _said(getattr(self, name))]
+        if missing:
+            raise ValueError(f"backend firecrest needs {', '.join(missing)}, too; the secret from environment or file")
         return self
 
     @property

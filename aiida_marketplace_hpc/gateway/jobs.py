@@ -26,11 +26,11 @@ from aiida_marketplace_hpc.errors import (
     SubmissionRefused,
 )
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError
-from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Ledger, automatic_key, new_id, utc_now
 from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.reconcile import Step, next_step
 from aiida_marketplace_hpc.gateway.schema import Job, User
+from aiida_marketplace_hpc.gateway.storage import AnyFiles
 from aiida_marketplace_hpc.gateway.submission import Submissions, read_script
 from aiida_marketplace_hpc.gateway.survey import Survey
 from aiida_marketplace_hpc.gateway.watch import Watch
@@ -61,7 +61,7 @@ class Jobs:
         ledger: Ledger,
         backend: Backend,
         watch: Watch,
-        files_of: Callable[[User], Files],
+        files_of: Callable[[User], AnyFiles],
         username_of: Callable[[str, str], str | None],
         *,
         machine: str = "",

@@ -71,8 +71,9 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
         raise ConfigurationError(
             f"the state folder {state} cannot be written ({exc.strerror}): give --state DIR"
         ) from exc
-    for root in settings.roots:
-        _check_root(root)
+    if settings.backend != "firecrest":  # Its file systems are not here.
+        for root in settings.roots:
+            _check_root(root)
     _check_tls(settings)
     listener = _listen(settings.host, settings.port)
     for line in _welcome(settings, issuer):
@@ -129,6 +130,8 @@ class _Reloaded:
 def _log_to_stderr() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It would log each address that is called, and those of FirecREST's store open it for whoever has them.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def _check_root(root: RootTemplate) -> None:

@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from aiida_marketplace_hpc.errors import ConfigurationError, FileError
+from aiida_marketplace_hpc.errors import Busy, ConfigurationError, FileError, Unavailable
 from aiida_marketplace_hpc.gateway.admission import Admission
 from aiida_marketplace_hpc.gateway.auth import token_key
 from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
@@ -30,9 +31,13 @@ from aiida_marketplace_hpc.gateway.operations import Operations
 from aiida_marketplace_hpc.gateway.protection import LiveJobs
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
 from aiida_marketplace_hpc.gateway.schema import User
+from aiida_marketplace_hpc.gateway.storage import AnyFiles, AnyTransfers
 from aiida_marketplace_hpc.gateway.transfers import Transfers
 from aiida_marketplace_hpc.gateway.unfinished import Keep, sweep_root
 from aiida_marketplace_hpc.gateway.watch import Watch
+
+if TYPE_CHECKING:
+    from aiida_marketplace_hpc.gateway.firecrest.site import FirecrestSite
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +45,9 @@ _RECONCILE_INTERVAL = 2.0
 _SWEEP_INTERVAL = 600.0
 _CALLER_AGE = 10.0
 _MAX_CALLERS = 1000
-_POLL_INTERVAL = {"local": 0.5, "slurm": 2.0}
-"""Seconds; with Slurm one ``squeue`` (and, when a job ends, one ``sacct``) in that time, whatever the number of users."""
+_POLL_INTERVAL = {"local": 0.5, "slurm": 2.0, "firecrest": 3.0}
+"""Seconds; with Slurm one ``squeue`` (and, when a job ends, one ``sacct``) in that time, whatever the number of users; with
+FirecREST one call for each account."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,8 @@ class Caller:
     """Who asks, and what is theirs."""
 
     user: User
-    files: Files
-    transfers: Transfers
+    files: AnyFiles
+    transfers: AnyTransfers
 
     def watched(self, advance: Advance) -> Caller:
         """The same, but each operation on files tells its progress."""
@@ -83,8 +89,10 @@ class Gateway:
         self.containers = ContainerScripts(settings)
         self.ledger = Ledger(settings.database_url)
         self.keep = Keep(unfinished=settings.keep_unfinished * 86400.0, size=settings.unfinished_limit * 1024**3)
-        self.backend = backend or _backend(settings)
-        self.homes = Homes(self.settings.roots)
+        self.site = _site(settings, self.keep)
+        self.backend = backend or _backend(settings, self.site)
+        # The marks in users' folders are looked at on this machine's disk: where that is not the cluster's, there are none.
+        self.homes = Homes([] if self.site is not None else self.settings.roots)
         self.metrics = Metrics()
         self.metrics.count_jobs(self.ledger.count)
         interval = settings.poll_interval or _POLL_INTERVAL.get(self.backend.name, 2.0)
@@ -132,11 +140,13 @@ class Gateway:
         """
         identity = self.authenticator.identify(token)
         user = self.admission.user_of(identity)
+        if self.site is not None:
+            self.site.accounts.offer(user.username, token, identity.expires_at)
         files = self.files_of(user)
-        with suppress(FileError):  # Whoever uses the root says what is wrong with it.
+        with suppress(FileError, Busy, Unavailable):  # Whoever uses the root says what is wrong with it.
             files.roots.prepare()
         self.homes.claim(user)
-        caller = Caller(user, files, Transfers(files, self.keep))
+        caller = Caller(user, files, self._transfers_of(files))
         remaining = math.inf if identity.expires_at is None else identity.expires_at - time.time()
         with self._callers_lock:
             if len(self._callers) >= _MAX_CALLERS:
@@ -149,10 +159,21 @@ class Gateway:
         until, caller = self._callers.get(token_key(token), (0.0, None))
         return caller if time.monotonic() < until else None
 
-    def files_of(self, user: User) -> Files:
+    def files_of(self, user: User) -> AnyFiles:
         """What a user can do with files."""
-        roots = Roots([Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots])
+        listed = [Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots]
+        if self.site is not None:
+            return self.site.files_of(
+                user, listed, lambda roots: LiveJobs(self.ledger, self.watch.refresh, roots, user.id)
+            )
+        roots = Roots(listed)
         return Files(roots, protection=LiveJobs(self.ledger, self.watch.refresh, roots, user.id))
+
+    def _transfers_of(self, files: AnyFiles) -> AnyTransfers:
+        if isinstance(files, Files):
+            return Transfers(files, self.keep)
+        assert self.site is not None  # noqa: S101 - there are these two.
+        return self.site.transfers_of(files)
 
     def _username_of(self, path: str, owner: str) -> str | None:
         """The folder name of the user whose root a path lies below; empty below a root that is everybody's.
@@ -167,10 +188,13 @@ class Gateway:
 
     def sweep(self) -> None:
         """Remove what is kept of uploads that broke off too long ago; the background does so every ten minutes."""
+        if self.site is not None:
+            self.site.sweep()
+            return
         for user in self.ledger.users():
-            for root in self.files_of(user).roots:
-                if not root.read_only:
-                    sweep_root(root, self.keep)
+            for template in self.settings.roots:
+                if not template.read_only:
+                    sweep_root(Root(template.name, template.path_for(user.username)), self.keep)
 
     def _reconcile(self) -> None:
         swept = 0.0
@@ -189,7 +213,20 @@ class Gateway:
                 return
 
 
-def _backend(settings: Settings) -> Backend:
+def _site(settings: Settings, keep: Keep) -> FirecrestSite | None:
+    if settings.backend != "firecrest":
+        return None
+    # Here: pyfirecrest takes its time to load, and most gateways do not need it.
+    from aiida_marketplace_hpc.gateway.firecrest.site import FirecrestSite
+
+    return FirecrestSite(settings, keep)
+
+
+def _backend(settings: Settings, site: FirecrestSite | None) -> Backend:
+    if site is not None:
+        from aiida_marketplace_hpc.gateway.backends.firecrest import FirecrestBackend
+
+        return FirecrestBackend(site.accounts, machine=settings.machine_name)
     if settings.backend == "local":
         from aiida_marketplace_hpc.gateway.backends.local import LocalBackend
 
@@ -200,4 +237,4 @@ def _backend(settings: Settings) -> Backend:
         from aiida_marketplace_hpc.gateway.backends.slurm import SlurmBackend
 
         return SlurmBackend()
-    raise ConfigurationError(f"backend {settings.backend} is not available in this version; use local or slurm")
+    raise ConfigurationError(f"there is no backend {settings.backend}")

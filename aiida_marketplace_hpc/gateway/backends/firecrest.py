@@ -144,7 +144,8 @@ class FirecrestBackend(Backend):
         with self._lock:
             self._whose = whose
             self._listed = self._clock(), found
-        return found
+        # A record that has no folder yet says nothing about anybody's job: it is left out until it is whole.
+        return {id: one for id, one in found.items() if one.folder}
 
     def accounting(self, folders: Mapping[str, str]) -> Mapping[str, Observation]:
         with self._lock:
@@ -200,7 +201,7 @@ class FirecrestBackend(Backend):
         if cluster is None:
             raise SchedulerDown(f"the folder {folder} is nobody's now: its jobs cannot be asked for")
         listed = _read_jobs(_asked(cluster.jobs))
-        if any(not one.folder for one in listed.values()):
+        if any(not one.folder and not _before(one, earliest) for one in listed.values()):
             raise SchedulerDown("Slurm's accounting has a record that is not whole yet")
         found = {id: one for id, one in listed.items() if is_in(one, folder) and not _before(one, earliest)}
         try:
@@ -285,7 +286,8 @@ def _asked(question: Callable[[], Any]) -> Any:
     try:
         return question()
     except CallFailed as exc:
-        raise SchedulerDown(f"FirecREST does not answer about jobs: {exc.message}") from exc
+        hint = " (a job with a | in its name does that for a day)" if "Error executing Slurm" in exc.message else ""
+        raise SchedulerDown(f"FirecREST does not answer about jobs: {exc.message}{hint}") from exc
 
 
 def _wrapper(submission: Submission) -> str:

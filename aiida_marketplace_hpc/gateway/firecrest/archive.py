@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import tarfile
+import time
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ class Packer:
         """Add an entry; a file's content must be as long as it says."""
         member = tarfile.TarInfo(f"./{entry.path}" if entry.path else ".")
         member.mode = entry.mode & 0o7777
+        member.mtime = int(time.time())
         self.count += 1
         self.size += 1536 + entry.size
         if entry.type == "directory":

@@ -25,6 +25,7 @@ Json = dict[str, Any]
 
 TIMEOUT = 20.0
 """Seconds without a byte after which a call is given up; FirecREST itself gives a command 5 and a login 5."""
+_CONNECT = 5.0
 _LARGEST = 5 * 1024 * 1024
 """Bytes that FirecREST takes or gives at once (``max_ops_file_size``), where it does not say."""
 _PIECE = 1024 * 1024
@@ -174,7 +175,7 @@ class Cluster:
         self._lock = threading.Lock()
         self._about: Json | None = None
         self._calls = _Calls(url, tokens)
-        self._calls.timeout = timeout
+        self._calls.timeout = httpx.Timeout(timeout, connect=min(timeout, _CONNECT))
         self._calls.num_retries_rate_limit = 0
         self._calls.disable_client_logging = True
         self._calls.MAX_DIRECT_UPLOAD_SIZE = 0  # What is small enough is decided here.
