@@ -29,7 +29,7 @@ import jwt
 
 from aiida_marketplace_hpc.testing.firecrest_jobs import CommandFailed, Jobs
 from aiida_marketplace_hpc.testing.machine import Machine
-from aiida_marketplace_hpc.testing.oidc import OidcProvider
+from aiida_marketplace_hpc.testing.oidc import SERVICE, SERVICE_SECRET, OidcProvider
 
 Json = dict[str, Any]
 MIN_TOKEN_TTL = 30
@@ -132,6 +132,18 @@ class FirecrestDouble:
         with self._lock:
             self.faults.append(fault)
         return fault
+
+    @property
+    def options(self) -> list[str]:
+        """What ``gateway serve`` is told about it, with :attr:`env`, so that it uses an account of its own."""
+        token_url = f"{self.provider.issuer}/protocol/openid-connect/token"
+        where = ["--firecrest-url", self.url, "--firecrest-system", self.system, "--firecrest-token-url", token_url]
+        return [*where, "--firecrest-client-id", SERVICE]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The secret that goes with :attr:`options`."""
+        return {"MARKETPLACE_HPC_FIRECREST_CLIENT_SECRET": SERVICE_SECRET}
 
     # What the handler asks for
 
