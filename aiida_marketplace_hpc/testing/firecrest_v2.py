@@ -34,6 +34,8 @@ from aiida_marketplace_hpc.testing.oidc import SERVICE, SERVICE_SECRET, OidcProv
 Json = dict[str, Any]
 MIN_TOKEN_TTL = 30
 """Seconds that a token has to live, or it is refused."""
+_WINDOW = 2 * 1024 * 1024
+"""Bytes that SSH holds for a reader who does not read."""
 _COMPRESSION = {"none": "", "gzip": "z", "bzip2": "j", "xz": "J"}
 
 
@@ -305,6 +307,9 @@ class FirecrestDouble:
     def run(self, command: str, stdin: bytes = b"") -> str:
         """Run a command as FirecREST does, and say what went wrong in its way."""
         done = self.machine.run(["bash", "-c", command], user=self.machine.user, input=stdin)
+        if len(done.stdout) >= self.largest + _WINDOW:
+            # It stops reading, the command stops writing, and both wait until the time is up.
+            raise Answered(408, "Command execution timeout limit exceeded.")
         if max(len(done.stdout), len(done.stderr)) >= self.largest:
             raise Answered(413, "Command output exceeded buffer limit.")
         if done.returncode == 0:

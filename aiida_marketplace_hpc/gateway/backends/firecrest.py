@@ -400,7 +400,7 @@ def _read_job(id: str, record: Json) -> Observation:
     # Of a job that ended before it began, sacct gives the same time for both.
     started = _moment(moments.get("start")) if has_started and record.get("nodes") != "None assigned" else None
     ended = _moment(moments.get("end")) if state.final else None
-    folder, partition = str(record["workingDirectory"]), str(record["partition"])
+    folder, partition = str(record["workingDirectory"] or ""), str(record["partition"] or "")
     # slurmctld sends the start, the steps and the end of a job one by one: until all have come, the record is named
     # `allocation` and has no partition, or has no end. One of squeue's has no exit code.
     half = not partition or not folder or (state.final and (ended is None or code is None))

@@ -322,20 +322,28 @@ class RemoteFiles(Globbing):
             raise
         return file, os.fstat(file.fileno())
 
-    def fetch(self, path: str, file: Any) -> None:
-        """Write the content of a file, links followed, to an open file."""
+    def fetch(self, path: str, file: Any, *, large: bool = False) -> None:
+        """Write the content of a file, links followed, to an open file.
+
+        :param large: it is known to be larger than what FirecREST gives at once.
+        """
         _, clean = self.roots.locate(path)
         with explained(path):
-            self.fetch_staged(clean, file)
+            self.fetch_staged(clean, file, large=large)
 
-    def fetch_staged(self, path: str, file: Any) -> None:
+    def fetch_staged(self, path: str, file: Any, *, large: bool = False) -> None:
         """The same for any path on the cluster; raises what the calls raise."""
         try:
-            file.write(self.cluster.fetch(path))
-            file.flush()
-            return
+            if not large:
+                file.write(self.cluster.fetch(path))
+                file.flush()
+                return
         except CallFailed as exc:
-            if exc.status != 413:
+            # Of a file that is much too large FirecREST never reads the end, and takes that for a command that hangs.
+            if (
+                exc.status not in (408, 413)
+                or self.cluster.stat(path, follow=True)["size"] <= self.cluster.largest_down
+            ):
                 raise
         started = self.cluster.stage_down(path)
         self._wait(started)

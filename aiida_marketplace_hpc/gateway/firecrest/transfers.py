@@ -231,7 +231,7 @@ class RemoteTransfers:
         def fetch() -> None:
             draft = here.with_suffix(".draft")
             with draft.open("wb") as file:
-                files.fetch(path, file)
+                files.fetch(path, file, large=True)
             draft.rename(here)
 
         if not here.exists():
