@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 
+from aiida_marketplace_hpc.client.gateway import HpcGateway
 from aiida_marketplace_hpc.gateway.backends.base import Observation, Submission
 from aiida_marketplace_hpc.gateway.backends.firecrest import FirecrestBackend
 from aiida_marketplace_hpc.gateway.firecrest.accounts import OneAccount
 from aiida_marketplace_hpc.gateway.firecrest.client import Cluster
 from aiida_marketplace_hpc.gateway.firecrest.tokens import ServiceTokens
+from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.testing.firecrest_jobs import Processes
 from aiida_marketplace_hpc.testing.firecrest_v2 import FirecrestDouble
 from aiida_marketplace_hpc.testing.machine import Machine, wait_until
 from aiida_marketplace_hpc.testing.oidc import SERVICE, SERVICE_SECRET, OidcProvider
+from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
 
 
 @pytest.fixture(scope="session")
@@ -110,3 +113,62 @@ class Site:
 def site(double: FirecrestDouble, cluster: Cluster, folder: str) -> Site:
     site = Site(FirecrestBackend(OneAccount(cluster), clock=lambda: site.now[0]), double, folder)
     return site
+
+
+@dataclass
+class Remote:
+    """A gateway on FirecREST, and a client of it."""
+
+    served: ServedGateway
+    client: HpcGateway
+    double: FirecrestDouble
+
+    @property
+    def gateway(self) -> Gateway:
+        return self.served.gateway
+
+    @property
+    def home(self) -> str:
+        """Alice's, on the cluster."""
+        return str(self.client.info()["home"])
+
+    def script(self, name: str, body: str) -> str:
+        """A folder of Alice's with the script ``run.sh`` in it."""
+        folder = f"{self.home}/{name}"
+        Path(folder).mkdir(parents=True)
+        Path(folder, "run.sh").write_text(f"#!/bin/sh\n{body}\n")
+        return folder
+
+    def job(self, jobid: str) -> dict[str, Any]:
+        """How a job is."""
+        job: dict[str, Any] = self.client.job_states([jobid])["jobs"][jobid]
+        return job
+
+    def end_of(self, jobid: str) -> dict[str, Any]:
+        """Wait for the end of a job."""
+        wait_until(lambda: self.job(jobid)["final"], within=40, failure=lambda: f"no end: {self.job(jobid)}")
+        return self.job(jobid)
+
+
+def remote_settings(double: FirecrestDouble, tmp_path: Path) -> dict[str, Any]:
+    """What a gateway is told about the double."""
+    return {
+        "backend": "firecrest",
+        "home": f"{double.machine.home}/{tmp_path.name}/{{username}}",
+        "firecrest_url": double.url,
+        "firecrest_system": double.system,
+        "firecrest_token_url": f"{double.provider.issuer}/protocol/openid-connect/token",
+        "firecrest_client_id": SERVICE,
+        "firecrest_client_secret": SERVICE_SECRET,
+    }
+
+
+@pytest.fixture
+def remote(double: FirecrestDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
+    monkeypatch.setattr("aiida_marketplace_hpc.gateway.backends.firecrest.SETTLING_TIME", 1.0)
+    monkeypatch.setattr("aiida_marketplace_hpc.gateway.service._RECONCILE_INTERVAL", 0.2)
+    monkeypatch.setenv("MP_ACCESS_TOKEN", TOKENS[ALICE])
+    with ServedGateway(tmp_path, None, **remote_settings(double, tmp_path)) as served:
+        client = HpcGateway(served.url, token_source="env:MP_ACCESS_TOKEN")
+        yield Remote(served, client, double)
+        client.close()

@@ -88,12 +88,12 @@ class FirecrestBackend(Backend):
         accounts: Accounts,
         *,
         machine: str = "firecrest",
-        settling_time: float = SETTLING_TIME,
+        settling_time: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._accounts = accounts
         self._machine = machine
-        self._settling_time = settling_time
+        self._settling_time = SETTLING_TIME if settling_time is None else settling_time
         self._clock = clock
         self._lock = threading.Lock()
         self._whose: dict[str, Cluster] = {}

@@ -26,6 +26,7 @@ Json = dict[str, Any]
 TIMEOUT = 20.0
 """Seconds without a byte after which a call is given up; FirecREST itself gives a command 5 and a login 5."""
 _CONNECT = 5.0
+_LOST = (None, 424, 502, 503, 504)
 _LARGEST = 5 * 1024 * 1024
 """Bytes that FirecREST takes or gives at once (``max_ops_file_size``), where it does not say."""
 _PIECE = 1024 * 1024
@@ -193,7 +194,7 @@ class Cluster:
         """
         with self._lock:
             if self._about is None:
-                systems = self._do(self._calls.systems)
+                systems = self._ask(self._calls.systems)
                 found = [one for one in systems if isinstance(one, dict) and one.get("name") == self.system]
                 if not found:
                     names = ", ".join(str(one.get("name")) for one in systems) or "none"
@@ -277,11 +278,11 @@ class Cluster:
 
     def stat(self, path: str, *, follow: bool = False) -> Json:
         """The numbers of a path, by the names of ``os.stat_result`` without ``st_``."""
-        return dict(self._do(self._calls.stat, self.system, usable(path), dereference=follow))
+        return dict(self._ask(self._calls.stat, self.system, usable(path), dereference=follow))
 
     def listing(self, path: str, *, recursive: bool = False) -> list[Json]:
         """The lines of ``ls -lA`` with numeric owners."""
-        found = self._do(
+        found = self._ask(
             self._calls.list_files, self.system, usable(path), show_hidden=True, recursive=recursive, numeric_uid=True
         )
         return list(found or [])
@@ -289,7 +290,7 @@ class Cluster:
     def checksum(self, path: str) -> str:
         """The SHA-256 of a file, in hexadecimal."""
         try:
-            return str(self._do(self._calls.checksum, self.system, usable(path))["checksum"]).lstrip("\\")
+            return str(self._ask(self._calls.checksum, self.system, usable(path))["checksum"]).lstrip("\\")
         except CallFailed as exc:
             # Of a name with a blank in it FirecREST takes its own answer for a wrong one, and repeats it.
             found = _DIGEST.search(exc.message)
@@ -316,7 +317,7 @@ class Cluster:
 
     def fetch(self, path: str) -> bytes:
         """The content of a file of at most :attr:`largest_down` bytes, links followed."""
-        return self._do(self._calls.fetch, self.system, usable(path))
+        return self._ask(self._calls.fetch, self.system, usable(path))
 
     def store(self, path: str, content: bytes) -> None:
         """Write a file of at most :attr:`largest_up` bytes in place, links followed."""
@@ -420,27 +421,34 @@ class Cluster:
 
     # What all of them share
 
+    def _ask(self, call: Callable[..., T], *arguments: object, **options: object) -> T:
+        """Make a call that changes nothing: once more if it was lost on the way."""
+        try:
+            return self._do(call, *arguments, **options)
+        except CallFailed as exc:
+            if exc.status not in _LOST or not exc.carried_out:
+                raise
+            return self._do(call, *arguments, **options)
+
     def _do(self, call: Callable[..., T], *arguments: object, **options: object) -> T:
-        """Make a call; once more if the token was refused, or FirecREST asks for a moment."""
-        again = True
+        """Make a call; once more if the token was refused, and again if FirecREST asks for a moment."""
+        until, renewed = self._clock() + _PATIENCE, False
         while True:
             wait = self._quiet_until - self._clock()
-            if wait > _PATIENCE:
+            if self._clock() + wait > until:
                 raise CallFailed("FirecREST has asked for fewer calls", status=429, retry_after=wait, own=True)
             if wait > 0:
                 self._sleep(wait)
             try:
                 return self._told(call, *arguments, **options)
             except TokenRefused as exc:
-                if not again or exc.status != 401 or not self._tokens.refused():
+                if renewed or exc.status != 401 or not self._tokens.refused():
                     raise
+                renewed = True
             except CallFailed as exc:
                 if exc.status != 429:
                     raise
                 self._quiet_until = self._clock() + (exc.retry_after or 0.0)
-                if not again:
-                    raise
-            again = False
 
     def _told(self, call: Callable[..., T], *arguments: object, **options: object) -> T:
         try:

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 
 from aiida_marketplace_hpc.errors import FileError, Forbidden, InvalidRequest
-from aiida_marketplace_hpc.gateway.firecrest.client import Cluster
+from aiida_marketplace_hpc.gateway.firecrest.client import Cluster, UnusableName, usable
 from aiida_marketplace_hpc.gateway.firecrest.failures import explained
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Root
 
@@ -60,6 +60,7 @@ class RemoteRoots:
         """The root that an absolute path lies below (the deepest), and the path without ``.``, ``..`` and double slashes.
 
         :raises Forbidden: if it lies below none, or is the gateway's own.
+        :raises InvalidRequest: if FirecREST would not take it for what it is.
         """
         if not path.startswith("/") or "\0" in path:
             raise InvalidRequest(f"{path!r} is no absolute path")
@@ -68,6 +69,10 @@ class RemoteRoots:
             raise FileError(f"the path is longer than {_MAX_PATH} bytes", errno="ENAMETOOLONG", path=path)
         if any(len(part.encode("utf-8", "surrogateescape")) > _MAX_NAME for part in clean.split("/")):
             raise FileError(f"a name in {path} is longer than 255 bytes", errno="ENAMETOOLONG", path=path)
+        try:
+            usable(clean)
+        except UnusableName as exc:
+            raise InvalidRequest(str(exc)) from exc
         above = [root for root in self._roots if clean == root.path or clean.startswith(f"{root.path.rstrip('/')}/")]
         if not above:
             known = ", ".join(f"{root.name} ({root.path})" for root in self._roots)

@@ -24,7 +24,7 @@ from aiida_marketplace_hpc.bundle import Entry, Reader
 from aiida_marketplace_hpc.errors import Busy, InvalidRequest
 from aiida_marketplace_hpc.gateway.files import Files, path_below
 from aiida_marketplace_hpc.gateway.firecrest.archive import Packer, Unpacked, inflate
-from aiida_marketplace_hpc.gateway.firecrest.client import CallFailed, usable
+from aiida_marketplace_hpc.gateway.firecrest.client import CallFailed
 from aiida_marketplace_hpc.gateway.firecrest.failures import explained
 from aiida_marketplace_hpc.gateway.firecrest.files import RemoteFiles
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
@@ -126,8 +126,6 @@ class RemoteTransfers:
         """
         files = self._files
         _, target = files.roots.locate(files.inside(path, into) if into else path)
-        with explained(path):
-            usable(target)
         loading = _Loading(files, target, overwrite, parents)
         with loading:
             for entry, chunks in Reader(read):
@@ -155,8 +153,6 @@ class RemoteTransfers:
         """Take the next parts of a large file; when all are here, send it on, which goes on in the background."""
         files = self._files
         target = files.target(path, into, overwrite=overwrite, parents=parents)
-        with explained(path):
-            usable(target)
         name = hashlib.sha256(f"{total} {digest}".encode()).hexdigest()
         here = files.spool / name
         if not here.exists() or here.stat().st_size != total:
