@@ -241,10 +241,10 @@ class FirecrestDouble:
         if what == "ls":
             return 200, {"output": self._ls(path, query)}
         if what == "checksum":
-            said = self.run(f"sha256sum -- '{path}'")
-            if len(said.split()) != 2:
-                raise Answered(500, f"Invalid output: {said} ")
-            return 200, {"output": {"algorithm": "SHA256", "checksum": said.split()[0]}}
+            line = self.run(f"sha256sum -- '{path}'")
+            if len(line.split()) != 2:
+                raise Answered(500, f"Invalid output: {line} ")
+            return 200, {"output": {"algorithm": "SHA256", "checksum": line.split()[0]}}
         if what == "mkdir":
             self.run(f"mkdir {'-p ' if body.get('parent') else ''} -- '{path}'")
             return 201, {"output": self._ls(path, {}, itself=True)[0]}
