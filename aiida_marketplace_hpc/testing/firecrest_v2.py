@@ -107,6 +107,8 @@ class FirecrestDouble:
         """Jobs that are in no answer yet."""
         self.old: set[str] = set()
         """Jobs that have ended more than 24 hours ago: they are on record, and not listed."""
+        self.locked: set[str] = set()
+        """Users whom the cluster does not let in."""
         self.before_answer: Callable[[str], None] | None = None
         """Called with the name of an operation when that has acted, before its answer is sent."""
         self._lock = threading.Lock()
@@ -172,6 +174,8 @@ class FirecrestDouble:
 
     def answer(self, operation: str, user: str, query: Mapping[str, str], body: Json, raw: tuple[str, bytes]) -> Any:
         """Carry out an operation; its status and body."""
+        if user in self.locked and operation != "systems":
+            raise Answered(424, "Unable to establish SSH connection.")
         if operation == "systems":
             return 200, {"systems": [self._about()]}
         if operation == "partitions":

@@ -47,6 +47,7 @@ def double(shared_double: FirecrestDouble) -> Iterator[FirecrestDouble]:
     shared_double.faults.clear()
     shared_double.young.clear()
     shared_double.old.clear()
+    shared_double.locked.clear()
     shared_double.before_answer = None
     shared_double.jobs.close()
 

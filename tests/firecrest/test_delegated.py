@@ -108,6 +108,23 @@ def test_without_a_token_that_lives_nothing_is_known_and_nothing_changes(
     client.close()
 
 
+def test_one_whom_the_cluster_does_not_let_in_keeps_nobody_else_waiting(
+    served: ServedGateway, double: FirecrestDouble, provider: OidcProvider, tmp_path: Path
+) -> None:
+    clients = {}
+    for name in ("frank", "grace"):
+        clients[name] = client_of(served, tmp_path, provider.issue(name, email=f"{name}@example.org"))
+        folder = Path(str(clients[name].info()["home"]), "work")
+        folder.mkdir()
+        (folder / "run.sh").write_text("#!/bin/sh\nsleep 0.3\n")
+    double.locked.add("frank")
+    grace = clients["grace"]
+    jobid = grace.submit(f"{grace.info()['home']}/work", "run.sh")["jobid"]
+    wait_until(lambda: grace.job_states([jobid])["jobs"][jobid]["final"], within=30, failure=lambda: "no end")
+    for client in clients.values():
+        client.close()
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [

@@ -135,12 +135,26 @@ class FirecrestBackend(Backend):
                     raise SchedulerDown(f"the cancellation was not taken: {exc.message}") from exc
 
     def queue(self) -> Mapping[str, Observation]:
+        """All jobs of all accounts that answer: one that does not keeps nobody else's from being known.
+
+        :raises SchedulerDown: none of them answers.
+        """
         found: dict[str, Observation] = {}
         whose: dict[str, Cluster] = {}
-        for cluster in self._accounts.usable():
-            jobs = _read_jobs(_asked(cluster.jobs))
+        problems: list[SchedulerDown] = []
+        clusters = self._accounts.usable()
+        for cluster in clusters:
+            try:
+                jobs = _read_jobs(_asked(cluster.jobs))
+            except SchedulerDown as exc:
+                problems.append(exc)
+                continue
             found.update(jobs)
             whose.update(dict.fromkeys(jobs, cluster))
+        if problems and len(problems) == len(clusters):
+            raise problems[0]
+        for problem in problems:
+            logger.warning("the jobs of one account are not known now: %s", problem)
         with self._lock:
             self._whose = whose
             self._listed = self._clock(), found
@@ -157,9 +171,17 @@ class FirecrestBackend(Backend):
         known = listed[1] if listed is not None else {}
         found = {id: known[id] for id in folders if id in known and is_in(known[id], folders[id])}
         # What ended in this moment is complete in the next round; what is not listed at all is older, or too young.
-        missing = sorted(folders.keys() - known.keys())
-        for id in self._in_turn(missing):
-            one = self._one(id, folders[id])
+        silent: set[Cluster] = set()
+        for id in self._in_turn(sorted(folders.keys() - known.keys())):
+            cluster = self._account(folders[id])
+            if cluster is None or cluster in silent:
+                continue
+            try:
+                one = self._one(cluster, id, folders[id])
+            except CallFailed as exc:
+                logger.warning("what became of job %s is not known now: %s", id, exc.message)
+                silent.add(cluster)
+                continue
             if one is not None:
                 found[id] = one
         return found
@@ -172,17 +194,12 @@ class FirecrestBackend(Backend):
         self._next = start + ASKED_AT_ONCE
         return [*ids[start:], *ids[:start]][:ASKED_AT_ONCE]
 
-    def _one(self, id: str, folder: str) -> Observation | None:
-        """What is known about a job that is not listed: on record, or in the note of its wrapper."""
-        cluster = self._account(folder)
-        if cluster is None:
-            return None
-        try:
-            found = _read_jobs(cluster.job(id)).get(id)
-        except TokenRefused:
-            return None
-        except CallFailed as exc:
-            raise SchedulerDown(f"FirecREST does not say what became of job {id}: {exc.message}") from exc
+    def _one(self, cluster: Cluster, id: str, folder: str) -> Observation | None:
+        """What is known about a job that is not listed: on record, or in the note of its wrapper.
+
+        :raises CallFailed: that is not known now.
+        """
+        found = _read_jobs(cluster.job(id)).get(id)
         if found is not None and is_in(found, folder):
             return found
         for guard in self._guards(cluster, folder):
