@@ -77,6 +77,18 @@ class RemoteFiles(Globbing):
         """The same for somebody who means it, also where a live job of theirs is concerned."""
         return RemoteFiles(self.roots, self.cluster, self.protection.forced(), self.spool, self.advance, self._sleep)
 
+    @property
+    def largest_up(self) -> int:
+        """Bytes of a file that can be sent at once."""
+        with explained(self.cluster.url):
+            return self.cluster.largest_up
+
+    @property
+    def largest_down(self) -> int:
+        """Bytes of a file that can be fetched at once."""
+        with explained(self.cluster.url):
+            return self.cluster.largest_down
+
     # Looking
 
     def stat(self, path: str, *, follow: bool = False) -> dict[str, Any]:
@@ -298,7 +310,7 @@ class RemoteFiles(Globbing):
         if found["type"] == "directory" and there is not None:
             raise FileError(f"{os.strerror(errno.EEXIST)}: {goal}", errno="EEXIST", path=goal)
         self.protection.check_path(goal, exists=there is not None)
-        if found["type"] == "file" and found["size"] <= min(self.cluster.largest_down, self.cluster.largest_up):
+        if found["type"] == "file" and found["size"] <= min(self.largest_down, self.largest_up):
             # Without a job: it takes a moment, and needs nobody's allocation.
             with explained(path):
                 content = self.cluster.fetch(source)
@@ -405,7 +417,7 @@ class RemoteFiles(Globbing):
 
     def put_file(self, path: str, local: Path, size: int, digest: str, *, mode: int | None) -> None:
         """Send a file of the gateway's to the cluster, and compare what arrived."""
-        if size <= self.cluster.largest_up:
+        if size <= self.largest_up:
             self.put(path, local.read_bytes(), mode=mode, digest=digest)
             return
         with explained(path):

@@ -219,7 +219,7 @@ class RemoteTransfers:
     def _fetched(self, found: dict[str, Any]) -> BinaryIO:
         """The content of a file; of a large one, when it is here."""
         files, path = self._files, found["path"]
-        if found["size"] <= files.cluster.largest_down:
+        if found["size"] <= files.largest_down:
             return files.read(path)[0]
         key = (files.cluster.system, path, found["size"], found["mtime"])
         here = files.spool / f"fetched-{hashlib.sha256(repr(key).encode()).hexdigest()}"
@@ -264,7 +264,7 @@ class _Loading:
 
     def add(self, entry: Entry, chunks: Any) -> None:
         self.count += 1
-        most = self._files.cluster.largest_up * 9 // 10
+        most = self._files.largest_up * 9 // 10
         if entry.type == "file" and entry.size + 4096 > most:
             self._alone(entry, chunks)
             return
