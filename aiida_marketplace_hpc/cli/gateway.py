@@ -54,6 +54,14 @@ gateway.add_command(relay)
 @click.option("--name", help="What the gateway calls itself.")
 @click.option("--machine", help="What the machine is called.  [default: the backend's name]")
 @click.option("--slots", type=int, help="Jobs that the backend local runs at once.  [default: number of processors]")
+@click.option("--firecrest-url", metavar="URL", help="Where FirecREST is (version 2), for the backend firecrest.")
+@click.option("--firecrest-system", metavar="NAME", help="What FirecREST calls the cluster.")
+@click.option("--firecrest-token-url", metavar="URL", help="Where the gateway gets tokens of its own for FirecREST.")
+@click.option(
+    "--firecrest-client-id",
+    metavar="ID",
+    help="The gateway's own name there; the secret comes from MARKETPLACE_HPC_FIRECREST_CLIENT_SECRET or the file.",
+)
 @click.option("--poll-interval", type=float, help="Seconds for which one answer of the scheduler serves everybody.")
 @click.option(
     "--certfile",

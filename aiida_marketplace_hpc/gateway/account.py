@@ -22,10 +22,10 @@ def check_account(settings: Settings) -> None:
     :raises ConfigurationError: if not, with what to set instead.
     """
     mode = settings.account_mode
-    if mode == "delegated":
+    if mode == "delegated" and settings.backend != "firecrest":
         raise ConfigurationError(
-            "with --account delegated jobs run under each user's own account, which needs the backend firecrest; that is not "
-            "available in this version: use --account shared, or own"
+            "with --account delegated jobs run under each user's own account, which needs the backend firecrest: use "
+            "--account shared, or own"
         )
     if settings.owner and mode != "own":
         raise ConfigurationError("--owner says who may use a gateway with --account own; this one's account is shared")

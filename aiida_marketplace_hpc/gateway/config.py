@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -109,6 +109,10 @@ def _absolute_template(template: str) -> str:
     if not path.is_absolute() or ".." in path.parts:
         raise ValueError(f"a path template is an absolute path without '..', not {template!r}")
     return str(path)
+
+
+def _said(value: str | SecretStr) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def default_state_folder() -> Path:
@@ -227,6 +231,15 @@ class Settings(FileSettings):
     machine: str = ""
     slots: int = Field(default=0, ge=0)
     """Jobs that the backend ``local`` runs at once; 0: as many as there are processors."""
+    firecrest_url: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    """Where the FirecREST v2 of the backend ``firecrest`` is."""
+    firecrest_system: str = Field(default="", pattern=r"^[a-z0-9._-]*$")
+    """What FirecREST calls the cluster."""
+    firecrest_token_url: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    """Where the gateway gets tokens of its own for FirecREST; not needed with the account ``delegated``."""
+    firecrest_client_id: str = ""
+    firecrest_client_secret: SecretStr = SecretStr("")
+    """From the environment or the file only: what stands in a command line is seen by everybody on the machine."""
     poll_interval: float = Field(default=0.0, ge=0.0)
     """Seconds for which one answer of the scheduler serves everybody; 0: what suits the backend."""
     certfile: Path | None = None
@@ -380,16 +393,19 @@ class Settings(FileSettings):
         return self
 
     @model_validator(mode="after")
-    def _classic_serves_nothing_else(self) -> Settings:
+    def _what_is_asked_for_goes_together(self) -> Settings:
         if self.classic and self.metrics:
             raise ValueError("with --classic nothing is served that was not published: leave --metrics away")
+        if self.backend == "firecrest" and (self.classic or self.keep_job_folders):
+            name = "classic" if self.classic else "keep_job_folders"
+            raise ValueError(f"{name} needs a backend that sees the cluster's disk: local or slurm")
         return self
 
     @model_validator(mode="after")
     def _folders_are_apart(self) -> Settings:
-        if self.backend == "slurm" and not self.home:
+        if self.backend in ("slurm", "firecrest") and not self.home:
             raise ValueError(
-                "backend slurm needs to know where the users' folders on the cluster are: "
+                f"backend {self.backend} needs to know where the users' folders on the cluster are: "
                 "give --home, for example --home /scratch/gateway/{username}"
             )
         for root in self.roots:
@@ -404,6 +420,23 @@ class Settings(FileSettings):
                 f"--home {self.home} is one folder for several users, who would reach each other's files: put {{username}} "
                 "into it, or, if that is what you want, give --allow-shared-home"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _firecrest_is_whole(self) -> Settings:
+        if self.backend != "firecrest":
+            return self
+        needed = ["firecrest_url", "firecrest_system"]
+        if self.account_mode != "delegated":
+            needed += ["firecrest_token_url", "firecrest_client_id", "firecrest_client_secret"]
+        elif not all(root.per_user or root.read_only for root in self.roots):
+            raise ValueError(
+                "with --account delegated each root that can be written needs {username}: by it the gateway knows whose a "
+                "folder is, and with whose token to look after it"
+            )
+        missing = [name for name in needed if not _said(getattr(self, name))]
+        if missing:
+            raise ValueError(f"backend firecrest needs {', '.join(missing)}, too; the secret from environment or file")
         return self
 
     @property

@@ -10,9 +10,8 @@ import fnmatch
 import hashlib
 import os
 import posixpath
-import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, BinaryIO
 
@@ -29,20 +28,18 @@ from aiida_marketplace_hpc.gateway.descriptors import (
     told,
 )
 from aiida_marketplace_hpc.gateway.draft import Draft, opened
+from aiida_marketplace_hpc.gateway.globbing import Globbing
 from aiida_marketplace_hpc.gateway.moving import move, rename_new
 from aiida_marketplace_hpc.gateway.protection import Protection
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place, Roots
+from aiida_marketplace_hpc.gateway.storage import Read
 from aiida_marketplace_hpc.gateway.trees import Usage, copy_content, measure, remove_tree
 
-Read = Callable[[int], bytes]
-"""Reads at most so many bytes of a request's body; ``b""`` is its end."""
-
 _PIECE = 1024 * 1024
-_MAGIC = re.compile(r"[*?\[]")
 UNPROTECTED = Protection()
 
 
-class Files:
+class Files(Globbing):
     """What one caller can do with files.
 
     Paths are absolute. Methods raise :class:`FileError` with the POSIX error for what the file system refuses and EBUSY for
@@ -124,35 +121,8 @@ class Files:
         with self._folder(path) as (_, folder), told(path):
             return sorted(name for name in os.listdir(folder) if name.startswith(prefix))
 
-    def glob(self, pattern: str) -> list[str]:
-        """The paths that match an absolute pattern, spelt as the pattern is, sorted.
-
-        ``*`` does not match a leading dot; links are looked through; below a slash at the end only folders match. ``..`` and
-        names without a pattern are taken as they are.
-        """
-        self.roots.locate(pattern)
-        return sorted(self._glob(pattern))
-
-    def glob_attributes(self, pattern: str) -> list[dict[str, Any]]:
-        """The same with the attributes of each path, and of each link ``leads_to``, as in a listing."""
-        entries: list[dict[str, Any]] = []
-        for path in self.glob(pattern):
-            with suppress(FileError):  # Removed while we look.
-                entries.append({**self.stat(path), "path": path})
-        self._look_through(entries, lambda entry: str(entry["path"]))
-        return entries
-
-    def _glob(self, pattern: str) -> Iterator[str]:
-        if not _MAGIC.search(pattern):
-            if self._type(pattern) is not None:
-                yield pattern
-            return
-        above, name = posixpath.split(pattern)
-        for folder in self._glob(above) if _MAGIC.search(above) else [above]:
-            if _MAGIC.search(name):
-                yield from (posixpath.join(folder, found) for found in self._matching(folder, name))
-            elif self._type(posixpath.join(folder, name)) is not None:
-                yield posixpath.join(folder, name)
+    def _allowed(self, path: str) -> None:
+        self.roots.locate(path)
 
     def _matching(self, base: str, pattern: str) -> list[str]:
         try:
@@ -167,16 +137,10 @@ class Files:
         return [name for name in names if fnmatch.fnmatchcase(name, pattern) and not (private and name == PRIVATE)]
 
     def _type(self, path: str) -> str | None:
-        """What is there, links looked through; nothing if it cannot be looked at."""
         try:
             return str(self.stat(path, follow=True)["type"])
         except (FileError, Forbidden):
             return None
-
-    def _look_through(self, entries: list[dict[str, Any]], path: Callable[[dict[str, Any]], str]) -> None:
-        for entry in entries:
-            if entry["type"] == "symlink":
-                entry["leads_to"] = self._type(path(entry))
 
     def checksum(self, path: str) -> dict[str, Any]:
         """The digest and size of a file, links followed."""

@@ -28,7 +28,6 @@ from aiida_marketplace_hpc.errors import (
 )
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError
 from aiida_marketplace_hpc.gateway.databases import is_storable
-from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Ledger, automatic_key, new_id, utc_now
 from aiida_marketplace_hpc.gateway.log import about_job
 from aiida_marketplace_hpc.gateway.maintenance import Maintenance
@@ -36,6 +35,7 @@ from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.policy import Policy
 from aiida_marketplace_hpc.gateway.reconcile import Step, next_step
 from aiida_marketplace_hpc.gateway.schema import Job, User
+from aiida_marketplace_hpc.gateway.storage import AnyFiles
 from aiida_marketplace_hpc.gateway.submission import Submissions, read_script
 from aiida_marketplace_hpc.gateway.survey import Survey
 from aiida_marketplace_hpc.gateway.watch import Watch
@@ -68,7 +68,7 @@ class Jobs:
         ledger: Ledger,
         backend: Backend,
         watch: Watch,
-        files_of: Callable[[User], Files],
+        files_of: Callable[[User], AnyFiles],
         username_of: Callable[[str, str], str | None],
         *,
         maintenance: Maintenance | None = None,

@@ -104,6 +104,8 @@ def set_up(form: LogFormat = "text", level: LogLevel = "info", secrets: Iterable
     logging.basicConfig(handlers=[handler], level=max(number, logging.INFO), force=True)
     logging.getLogger(_PACKAGE).setLevel(number)
     logging.getLogger("alembic").setLevel(max(number, logging.WARNING))
+    # It would log each address that is called, and those of FirecREST's store open it for whoever has them.
+    logging.getLogger("httpx").setLevel(max(number, logging.WARNING))
     logging.captureWarnings(True)
     threading.excepthook = _thread_failed
 

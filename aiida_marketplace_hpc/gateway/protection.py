@@ -20,15 +20,22 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from aiida_marketplace_hpc.errors import FileError
 from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX
-from aiida_marketplace_hpc.gateway.roots import Place, Roots
+from aiida_marketplace_hpc.gateway.roots import Place
 
 if TYPE_CHECKING:
     from aiida_marketplace_hpc.gateway.ledger import Ledger
     from aiida_marketplace_hpc.gateway.schema import Job
+
+
+class Named(Protocol):
+    """Knows under which names callers may know a path: see :class:`~aiida_marketplace_hpc.gateway.roots.Roots`."""
+
+    def names_of(self, real: str, *, below: bool = False) -> set[str]: ...
+
 
 Concerned = tuple[str, "Job"]
 """A protected path, and the live job that it belongs to."""
@@ -74,7 +81,7 @@ class LiveJobs(Protection):
     """
 
     def __init__(
-        self, ledger: Ledger, refresh: Callable[[], None], roots: Roots, user_id: str, *, force: bool = False
+        self, ledger: Ledger, refresh: Callable[[], None], roots: Named, user_id: str, *, force: bool = False
     ) -> None:
         self._ledger = ledger
         self._refresh = refresh
@@ -82,7 +89,7 @@ class LiveJobs(Protection):
         self._user_id = user_id
         self._force = force
 
-    def forced(self) -> Protection:
+    def forced(self) -> LiveJobs:
         return LiveJobs(self._ledger, self._refresh, self._roots, self._user_id, force=True)
 
     def check_target(self, place: Place, *, exists: bool) -> None:
@@ -97,9 +104,23 @@ class LiveJobs(Protection):
             self._check_names(_real(folder), names)
 
     def check_folder(self, folder: int, name: str) -> None:
-        parent = _real(folder)
-        self._check_names(parent, {name})
-        folders = _storable(self._roots.names_of(posixpath.join(parent, name), below=True))
+        self.check_tree(posixpath.join(_real(folder), name))
+
+    def check_path(self, path: str, *, exists: bool) -> None:
+        """:meth:`check_target` where no folder can be opened: by the words of a path alone."""
+        folder, name = posixpath.split(path)
+        if exists or _is_guard(name):
+            self._check_names(folder, {name})
+
+    def check_paths(self, folder: str, names: Collection[str]) -> None:
+        """Several names in a folder are to get another content; whether they exist is not known."""
+        self._check_names(folder, names)
+
+    def check_tree(self, path: str) -> None:
+        """:meth:`check_folder` where no folder can be opened: by the words of a path alone."""
+        folder, name = posixpath.split(path)
+        self._check_names(folder, {name})
+        folders = _storable(self._roots.names_of(path, below=True))
         self._check(lambda: ((job.folder, job) for job in self._ledger.live_below(folders)))
 
     def _check_names(self, folder: str, names: Collection[str]) -> None:

@@ -102,6 +102,14 @@ class Roots:
                 except OSError as exc:
                     raise FileError.from_os_error(exc, root.path) from exc
 
+    def free(self, root: Root) -> int | None:
+        """Bytes that are free on a root's file system; ``None`` if that is not known."""
+        try:
+            found = os.statvfs(root.path)
+        except OSError:
+            return None
+        return found.f_bavail * found.f_frsize
+
     @contextmanager
     def place(self, path: str, *, follow: bool = True, make_parents: bool = False) -> Iterator[Place]:
         """Find the place that an absolute path names.

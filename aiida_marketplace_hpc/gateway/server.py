@@ -99,8 +99,9 @@ def serve(settings: Settings, flags: dict[str, Any], config: Path | None, *, rel
         raise ConfigurationError(
             f"the state folder {state} cannot be written ({exc.strerror}): give --state DIR"
         ) from exc
-    for root in settings.roots:
-        check_root(root)
+    if settings.backend != "firecrest":  # Its file systems are not here.
+        for root in settings.roots:
+            check_root(root)
     check_tls(settings)
     _prepare_database(settings)
     listener = _listen(settings.host, settings.port)
@@ -157,7 +158,12 @@ class _Reloaded:
 
 
 def _log_to_stderr(settings: Settings) -> None:
-    log.set_up(settings.log_format, settings.log_level, secrets=settings.dev_token.values())
+    secrets = [
+        *settings.dev_token.values(),
+        settings.firecrest_client_secret.get_secret_value(),
+        settings.page_client_secret,
+    ]
+    log.set_up(settings.log_format, settings.log_level, secrets=secrets)
 
 
 def _prepare_database(settings: Settings) -> None:

@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from aiida_marketplace_hpc.errors import ConfigurationError, FileError
+from aiida_marketplace_hpc.errors import Busy, ConfigurationError, FileError, Unavailable
 from aiida_marketplace_hpc.gateway.admission import Admission
 from aiida_marketplace_hpc.gateway.auth import Identity, token_key
 from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
@@ -33,9 +34,13 @@ from aiida_marketplace_hpc.gateway.protection import LiveJobs
 from aiida_marketplace_hpc.gateway.readiness import Readiness
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
 from aiida_marketplace_hpc.gateway.schema import User
+from aiida_marketplace_hpc.gateway.storage import AnyFiles, AnyTransfers
 from aiida_marketplace_hpc.gateway.transfers import Transfers
 from aiida_marketplace_hpc.gateway.unfinished import Keep
 from aiida_marketplace_hpc.gateway.watch import Watch
+
+if TYPE_CHECKING:
+    from aiida_marketplace_hpc.gateway.firecrest.site import FirecrestSite
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +48,9 @@ _RECONCILE_INTERVAL = 2.0
 _SWEEP_INTERVAL = 600.0
 _CALLER_AGE = 10.0
 _MAX_CALLERS = 1000
-_POLL_INTERVAL = {"local": 0.5, "slurm": 2.0}
-"""Seconds; with Slurm one ``squeue`` (and, when a job ends, one ``sacct``) in that time, whatever the number of users."""
+_POLL_INTERVAL = {"local": 0.5, "slurm": 2.0, "firecrest": 3.0}
+"""Seconds; with Slurm one ``squeue`` (and, when a job ends, one ``sacct``) in that time, whatever the number of users; with
+FirecREST one call for each account."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,8 @@ class Caller:
     """Who asks, and what is theirs."""
 
     user: User
-    files: Files
-    transfers: Transfers
+    files: AnyFiles
+    transfers: AnyTransfers
 
     def watched(self, advance: Advance) -> Caller:
         """The same, but each operation on files tells its progress."""
@@ -86,8 +92,10 @@ class Gateway:
         self.containers = ContainerScripts(settings)
         self.ledger = Ledger(settings.database_url)
         self.keep = Keep(unfinished=settings.keep_unfinished * 86400.0, size=settings.unfinished_limit * 1024**3)
-        self.backend = backend or make_backend(settings)
-        self.homes = Homes(self.settings.roots)
+        self.site = _site(settings, self.keep)
+        self.backend = backend or make_backend(settings, self.site)
+        # The marks in users' folders are looked at on this machine's disk: where that is not the cluster's, there are none.
+        self.homes = Homes([] if self.site is not None else self.settings.roots)
         self.metrics = Metrics()
         self.metrics.count_jobs(self.ledger.count)
         self.maintenance = Maintenance(self.ledger)
@@ -117,7 +125,7 @@ class Gateway:
         self._cleaner = threading.Thread(target=self._clean, name="clean", daemon=True)
         self.cleaning = Cleaning(
             self.ledger,
-            self.files_of,
+            self.local_files_of,
             lambda: self.keep,
             timedelta(days=settings.keep_job_folders) if settings.keep_job_folders else None,
             now=now,
@@ -150,7 +158,7 @@ class Gateway:
         :raises Unavailable: if who they are cannot be found out now.
         """
         identity = self.authenticator.identify(token)
-        caller = self.caller_of(identity)
+        caller = self.caller_of(identity, token)
         remaining = math.inf if identity.expires_at is None else identity.expires_at - time.time()
         with self._callers_lock:
             if len(self._callers) >= _MAX_CALLERS:
@@ -158,28 +166,48 @@ class Gateway:
             self._callers[token_key(token)] = time.monotonic() + min(_CALLER_AGE, remaining), caller
         return caller
 
-    def caller_of(self, identity: Identity) -> Caller:
+    def caller_of(self, identity: Identity, token: str = "") -> Caller:
         """The same for somebody whose identity is known already; nothing is kept.
 
+        :param token: theirs, where the cluster is asked with it.
         :raises Forbidden: as :meth:`caller`.
         :raises Unavailable: if it cannot be found out now which folder is theirs.
         """
         user = self.admission.user_of(identity)
+        if self.site is not None and token:
+            self.site.accounts.offer(user.username, token, identity.expires_at)
         files = self.files_of(user)
-        with suppress(FileError):  # Whoever uses the root says what is wrong with it.
+        with suppress(FileError, Busy, Unavailable):  # Whoever uses the root says what is wrong with it.
             files.roots.prepare()
         self.homes.claim(user)
-        return Caller(user, files, Transfers(files, self.keep))
+        return Caller(user, files, self._transfers_of(files))
 
     def known_caller(self, token: str) -> Caller | None:
         """The answer of :meth:`caller` if it was given a moment ago; takes no time."""
         until, caller = self._callers.get(token_key(token), (0.0, None))
         return caller if time.monotonic() < until else None
 
-    def files_of(self, user: User) -> Files:
+    def files_of(self, user: User) -> AnyFiles:
         """What a user can do with files."""
-        roots = Roots([Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots])
+        if self.site is None:
+            return self.local_files_of(user)
+        return self.site.files_of(
+            user, self._roots_of(user), lambda roots: LiveJobs(self.ledger, self.watch.refresh, roots, user.id)
+        )
+
+    def local_files_of(self, user: User) -> Files:
+        """The same where the gateway sees the cluster's disk."""
+        roots = Roots(self._roots_of(user))
         return Files(roots, protection=LiveJobs(self.ledger, self.watch.refresh, roots, user.id))
+
+    def _roots_of(self, user: User) -> list[Root]:
+        return [Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots]
+
+    def _transfers_of(self, files: AnyFiles) -> AnyTransfers:
+        if isinstance(files, Files):
+            return Transfers(files, self.keep)
+        assert self.site is not None  # noqa: S101 - there are these two.
+        return self.site.transfers_of(files)
 
     def _username_of(self, path: str, owner: str) -> str | None:
         """The folder name of the user whose root a path lies below; empty below a root that is everybody's.
@@ -194,7 +222,10 @@ class Gateway:
 
     def sweep(self) -> None:
         """Remove what is too old to be kept; the background does so every ten minutes."""
-        self.cleaning.clean()
+        if self.site is not None:
+            self.site.sweep()
+        else:
+            self.cleaning.clean()
 
     def _clean(self) -> None:
         while not self._stopping.is_set():
@@ -215,11 +246,25 @@ class Gateway:
                 return
 
 
-def make_backend(settings: Settings) -> Backend:
+def _site(settings: Settings, keep: Keep) -> FirecrestSite | None:
+    if settings.backend != "firecrest":
+        return None
+    # Here: pyfirecrest takes its time to load, and most gateways do not need it.
+    from aiida_marketplace_hpc.gateway.firecrest.site import FirecrestSite
+
+    return FirecrestSite(settings, keep)
+
+
+def make_backend(settings: Settings, site: FirecrestSite | None = None) -> Backend:
     """The backend that the settings name; it is not started.
 
+    :param site: what there is of a FirecREST, if that is the backend.
     :raises ConfigurationError: if this version has none of that name.
     """
+    if site is not None:
+        from aiida_marketplace_hpc.gateway.backends.firecrest import FirecrestBackend
+
+        return FirecrestBackend(site.accounts, machine=settings.machine_name)
     if settings.backend == "local":
         from aiida_marketplace_hpc.gateway.backends.local import LocalBackend
 
@@ -230,4 +275,4 @@ def make_backend(settings: Settings) -> Backend:
         from aiida_marketplace_hpc.gateway.backends.slurm import SlurmBackend
 
         return SlurmBackend()
-    raise ConfigurationError(f"backend {settings.backend} is not available in this version; use local or slurm")
+    raise ConfigurationError(f"there is no backend {settings.backend}")

@@ -34,7 +34,6 @@ from aiida_marketplace_hpc.gateway.backends.base import (
     Unknown,
 )
 from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_SECOND_COPY, GUARD_PREFIX
-from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Ledger, owner_of
 from aiida_marketplace_hpc.gateway.log import REQUEST, current, tells_of_job
 from aiida_marketplace_hpc.gateway.maintenance import Maintenance
@@ -42,6 +41,7 @@ from aiida_marketplace_hpc.gateway.metrics import Metrics
 from aiida_marketplace_hpc.gateway.policy import Policy
 from aiida_marketplace_hpc.gateway.reconcile import Step, next_step, proven_absent
 from aiida_marketplace_hpc.gateway.schema import Job, User
+from aiida_marketplace_hpc.gateway.storage import AnyFiles
 from aiida_marketplace_hpc.protocol import JobState
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Submissions:
         self,
         ledger: Ledger,
         backend: Backend,
-        files_of: Callable[[User], Files],
+        files_of: Callable[[User], AnyFiles],
         maintenance: Maintenance,
         policy: Policy,
         *,
@@ -405,7 +405,7 @@ def _guard_path(job: Job, attempt: int | None = None) -> str:
     return f"{job.folder}/{guard_of(job.id, attempt or job.attempt)}"
 
 
-def take_guard(files: Files, path: str) -> str | None:
+def take_guard(files: AnyFiles, path: str) -> str | None:
     """Take a guard, so that no copy that comes later runs user code. May be repeated.
 
     :returns: the scheduler's id of the job that was faster; ``None`` if it is the gateway's now, or if the folder is gone,
@@ -428,7 +428,7 @@ def take_guard(files: Files, path: str) -> str | None:
     return None if holder == GATEWAY else holder
 
 
-def read_guard(files: Files, path: str) -> tuple[str | None, str | None]:
+def read_guard(files: AnyFiles, path: str) -> tuple[str | None, str | None]:
     """What a guard says: the scheduler's id of the job that took it, and the digest of the script that it ran."""
     try:
         content, _ = files.read(path)
@@ -441,7 +441,7 @@ def read_guard(files: Files, path: str) -> tuple[str | None, str | None]:
     return (whole[0] if whole else None), (whole[1] if len(whole) > 1 else None)
 
 
-def read_script(files: Files, folder: str, script: str) -> tuple[bytes, str]:
+def read_script(files: AnyFiles, folder: str, script: str) -> tuple[bytes, str]:
     """The job script and its digest."""
     content, attributes = files.read(f"{folder}/{script}")
     with content:

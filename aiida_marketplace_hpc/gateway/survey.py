@@ -20,10 +20,10 @@ from sqlalchemy.exc import IntegrityError
 from aiida_marketplace_hpc.errors import Conflict, Unavailable
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, Observation, Trace, is_in
 from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX
-from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.ledger import Ledger, automatic_key, owner_of
 from aiida_marketplace_hpc.gateway.log import about_job, tells_of_job
 from aiida_marketplace_hpc.gateway.schema import Job, User
+from aiida_marketplace_hpc.gateway.storage import AnyFiles
 from aiida_marketplace_hpc.gateway.submission import GATEWAY, Submissions, read_guard, taken
 from aiida_marketplace_hpc.protocol import JobState
 
@@ -91,7 +91,7 @@ class Survey:
                 self._settled.add(id)
         self._done.set()
 
-    def by_guard(self, user: User, files: Files, folder: str, script: str, digest: str) -> Job | None:
+    def by_guard(self, user: User, files: AnyFiles, folder: str, script: str, digest: str) -> Job | None:
         """The job that has run this script in this folder already, as its guard there says, though the ledger has lost it.
 
         :raises Unavailable: if the scheduler does not say now what became of it.

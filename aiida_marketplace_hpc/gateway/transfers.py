@@ -21,8 +21,9 @@ from aiida_marketplace_hpc.bundle import write as bundled
 from aiida_marketplace_hpc.errors import FileError, IntegrityError, InvalidRequest
 from aiida_marketplace_hpc.gateway.descriptors import LIST, MAX_DEPTH, Identity, identity_of, open_regular, told
 from aiida_marketplace_hpc.gateway.draft import existing_target, opened
-from aiida_marketplace_hpc.gateway.files import Files, Read, path_below
+from aiida_marketplace_hpc.gateway.files import Files, path_below
 from aiida_marketplace_hpc.gateway.roots import PRIVATE
+from aiida_marketplace_hpc.gateway.storage import Read
 from aiida_marketplace_hpc.gateway.unfinished import Content, InUse, Keep, unfinished
 
 _DIGEST = re.compile(r"sha-256:[0-9a-f]{64}")

@@ -16,6 +16,8 @@ import pytest
 
 from aiida_marketplace_hpc.testing.aiida_profile import AiidaProfile
 from aiida_marketplace_hpc.testing.cluster import IsolatedCluster
+from aiida_marketplace_hpc.testing.firecrest_jobs import Processes
+from aiida_marketplace_hpc.testing.firecrest_v2 import FirecrestDouble
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.install import install
 from aiida_marketplace_hpc.testing.machine import (
@@ -24,6 +26,7 @@ from aiida_marketplace_hpc.testing.machine import (
     RigError,
     is_root_on_debian,
 )
+from aiida_marketplace_hpc.testing.oidc import OidcProvider
 from aiida_marketplace_hpc.testing.postgresql import PostgreSql
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 
@@ -115,12 +118,21 @@ def slurm_gateway(slurm_cluster: SlurmCluster) -> Iterator[GatewayProcess]:
 def gateway_factory(
     cluster_machine: Machine, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., GatewayProcess]]:
-    """Start gateways for one test: ``gateway_factory(backend="slurm", …)``, with the parameters of ``GatewayProcess``."""
+    """Start gateways for one test: ``gateway_factory(backend="slurm", …)``, with the parameters of ``GatewayProcess``.
+
+    With ``firecrest``, each has a FirecREST for tests of its own, whose jobs are processes.
+    """
     with contextlib.ExitStack() as stack:
 
         def start(backend: str = "local", **parameters: Any) -> GatewayProcess:
             if backend == "slurm":
                 parameters["env"] = {**request.getfixturevalue("slurm_cluster").env, **parameters.get("env", {})}
+            if backend == "firecrest":
+                provider = stack.enter_context(OidcProvider())
+                double = FirecrestDouble(cluster_machine, Processes(cluster_machine), provider)
+                stack.enter_context(double)
+                parameters["env"] = {**double.env, **parameters.get("env", {})}
+                parameters["options"] = [*double.options, *parameters.get("options", [])]
             return stack.enter_context(GatewayProcess(cluster_machine, backend=backend, **parameters))
 
         yield start

@@ -25,10 +25,11 @@ class ServedGateway:
     """A gateway on a free port of the loopback address; a context manager.
 
     :param folder: for everything that it keeps: state, homes, access log.
+    :param backend: in place of the one that the settings name.
     :param settings: what else to set, by the names of :class:`~aiida_marketplace_hpc.gateway.config.Settings`.
     """
 
-    def __init__(self, folder: Path, backend: Backend, **settings: Any) -> None:
+    def __init__(self, folder: Path, backend: Backend | None, /, **settings: Any) -> None:
         self.access_log = folder / "access.jsonl"
         flags: dict[str, Any] = {
             "state": folder / "state",

@@ -52,7 +52,7 @@ def test_a_taken_port_is_named_with_the_remedy(tmp_path: Path) -> None:
         ([*TOKEN, "--host", "0.0.0.0", "--port", "0"], "--allow-dev-tokens"),  # noqa: S104
         (["--auth", "oidc", "--issuer", "https://login.example.org"], "--audience"),
         ([*TOKEN, "--account", "delegated"], "firecrest"),
-        ([*TOKEN, "--backend", "firecrest", "--home", "/tmp/x/{username}"], "not available in this version"),
+        ([*TOKEN, "--backend", "firecrest", "--home", "/tmp/x/{username}"], "firecrest_url"),
         ([*TOKEN, "--root", "software=/no/such/folder:ro"], "/no/such/folder"),
         ([*TOKEN, "--home", "/proc/no/{username}"], "/proc/no"),
         ([*TOKEN, "--config", "/no/such.toml"], "/no/such.toml"),

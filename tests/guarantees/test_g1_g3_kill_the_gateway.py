@@ -37,7 +37,12 @@ def persist(action: Callable[[], object], deadline: float) -> None:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
-    ("backend", "patience"), [("local", 100), pytest.param("slurm", 300, marks=pytest.mark.services)]
+    ("backend", "patience"),
+    [
+        ("local", 100),
+        pytest.param("slurm", 300, marks=pytest.mark.services),
+        pytest.param("firecrest", 300, marks=pytest.mark.services),
+    ],
 )
 def test_every_job_runs_once_and_none_is_lost(
     gateway_factory: Callable[..., GatewayProcess], tmp_path: Path, backend: str, patience: float

@@ -118,16 +118,20 @@ class Installation:
 
     def set_up(self) -> None:
         """Make the computer from the examples, word for word but for where things are, and the code on it."""
-        where = ["--label", LABEL, "--work-dir", self.site.work_dir]
+        self.add_computer(LABEL, self.site.gateway.url, self.site.work_dir)
+
+    def add_computer(self, label: str, url: str, work_dir: str) -> None:
+        """Make a computer that is a gateway's cluster, and the code ``bash`` on it."""
+        where = ["--label", label, "--work-dir", work_dir]
         self.verdi("computer", "setup", "--non-interactive", "--config", str(EXAMPLES / "computer-setup.yaml"), *where)
-        configure = ["computer", "configure", "marketplace_hpc", LABEL]
+        configure = ["computer", "configure", "marketplace_hpc", label]
         config = str(EXAMPLES / "computer-configure.yaml")
-        self.verdi(*configure, "--non-interactive", "--config", config, "--url", self.site.gateway.url)
-        code = ["--label", "bash", "--computer", LABEL, "--filepath-executable", f"{SYSTEM}/bin/bash"]
+        self.verdi(*configure, "--non-interactive", "--config", config, "--url", url)
+        code = ["--label", "bash", "--computer", label, "--filepath-executable", f"{SYSTEM}/bin/bash"]
         self.verdi(
             "code", "create", "core.code.installed", "-n", "--default-calc-job-plugin", "core.arithmetic.add", *code
         )
-        self.run(f"print(json.dumps(orm.load_computer({LABEL!r}).set_minimum_job_poll_interval(0.2)))")
+        self.run(f"print(json.dumps(orm.load_computer({label!r}).set_minimum_job_poll_interval(0.2)))")
 
 
 _PRELUDE = """\

@@ -82,7 +82,8 @@ class Call:
 
     def folder(self, job: ClassicJob) -> JobFolder:
         """The folder of a job."""
-        return JobFolder(self.classic.gateway.settings, self.caller.files, job.folder)
+        gateway = self.classic.gateway
+        return JobFolder(gateway.settings, gateway.local_files_of(self.caller.user), job.folder)
 
     def require_registration(self) -> None:
         """Make sure that the caller has called ``createOrUpdateCollection``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from aiida_marketplace_hpc import __version__
@@ -10,7 +9,6 @@ from aiida_marketplace_hpc.bundle import PART
 from aiida_marketplace_hpc.gateway.account import SEPARATION
 from aiida_marketplace_hpc.gateway.config import MAX_JSON, MIB
 from aiida_marketplace_hpc.gateway.maintenance import Notice
-from aiida_marketplace_hpc.gateway.roots import Root
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
 from aiida_marketplace_hpc.gateway.submission import MAX_SCRIPT
 from aiida_marketplace_hpc.protocol import API_VERSION, EXTENSIONS, MAX_JOBIDS, MAX_OPERATIONS, OLDEST_CLIENT
@@ -72,7 +70,10 @@ def get_info(call: Call) -> Answer:
         "username": caller.user.username,
         "email": caller.user.email,
         "home": caller.home,
-        "roots": [_root(root) for root in caller.files.roots],
+        "roots": [
+            {"name": root.name, "path": root.path, "read_only": root.read_only, "free": caller.files.roots.free(root)}
+            for root in caller.files.roots
+        ],
         "limits": {
             "operations": MAX_OPERATIONS,
             "jobids": MAX_JOBIDS,
@@ -86,17 +87,4 @@ def get_info(call: Call) -> Answer:
             "jobs": settings.jobs_per_user or None,
         },
         "route": call.route.as_wire(),
-    }
-
-
-def _root(root: Root) -> dict[str, Any]:
-    try:
-        free = os.statvfs(root.path)
-    except OSError:
-        return {"name": root.name, "path": root.path, "read_only": root.read_only, "free": None}
-    return {
-        "name": root.name,
-        "path": root.path,
-        "read_only": root.read_only,
-        "free": free.f_bavail * free.f_frsize,
     }

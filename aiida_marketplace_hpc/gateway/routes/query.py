@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, TooLarge
+from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, NotSupported, TooLarge
 from aiida_marketplace_hpc.gateway import archives
 from aiida_marketplace_hpc.gateway.config import GIB
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.operations import Running
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, Later, flag, text
+from aiida_marketplace_hpc.gateway.storage import AnyFiles
 from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATIONS
 
 Fields = Mapping[str, Any]
@@ -209,7 +210,7 @@ def _mkdir(call: Call, fields: Fields) -> Any:
     return {}
 
 
-def _changing(call: Call, fields: Fields) -> Files:
+def _changing(call: Call, fields: Fields) -> AnyFiles:
     """What the caller can do with files, with ``force`` also where live jobs of their own are concerned."""
     return call.caller.files.forced() if _flag(fields, "force") else call.caller.files
 
@@ -250,10 +251,21 @@ def _remove(call: Call, fields: Fields) -> Any:
     return {}
 
 
+def _here(call: Call, fields: Fields) -> Files:
+    """The same where archives are made and unpacked by the gateway itself.
+
+    :raises NotSupported: the cluster's file system is not here.
+    """
+    files = _changing(call, fields)
+    if not isinstance(files, Files):
+        raise NotSupported("this gateway reaches its cluster through FirecREST, where it makes and unpacks no archives")
+    return files
+
+
 def _compress(call: Call, fields: Fields) -> Any:
     sources = _texts(fields, "sources", "paths")
     return archives.compress(
-        _changing(call, fields),
+        _here(call, fields),
         sources,
         _text(fields, "target"),
         _text(fields, "root_dir"),
@@ -265,7 +277,7 @@ def _compress(call: Call, fields: Fields) -> Any:
 
 def _extract(call: Call, fields: Fields) -> Any:
     return archives.extract(
-        _changing(call, fields),
+        _here(call, fields),
         _text(fields, "path"),
         _text(fields, "target"),
         strip_components=_number(fields, "strip_components"),
