@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Site
 
 from aiida_marketplace_hpc.gateway.backends.base import (
     BackendError,
@@ -19,6 +19,7 @@ from aiida_marketplace_hpc.gateway.backends.base import (
 )
 from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_SECOND_COPY
 from aiida_marketplace_hpc.protocol import JobState
+from tests.firecrest.conftest import Site
 
 EARLIER = timedelta(seconds=5)
 
@@ -280,3 +281,12 @@ def test_what_cannot_be_read_is_no_answer(site: Site, monkeypatch: pytest.Monkey
     monkeypatch.setattr(site.double.jobs, "records", lambda *_: [{**record, **broken}])
     with pytest.raises(SchedulerDown):
         site.backend.queue()
+
+
+def test_the_sites_defaults_count_where_the_script_says_nothing(site: Site) -> None:
+    job = site.job(directives="#SBATCH --time=00:07:00")
+    id = site.backend.submit(replace(job, options={"time": "00:03:00", "account": "default"}))
+    said = [line for line in site.double.jobs.script(id).splitlines() if line.startswith("#SBATCH")]
+    assert '#SBATCH --account="default"' in said
+    assert not any("00:03:00" in line for line in said)
+    site.backend.cancel(id)

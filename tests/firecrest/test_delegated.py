@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import remote_settings
 
 from aiida_marketplace_hpc.client.gateway import HpcGateway
 from aiida_marketplace_hpc.errors import ConfigurationError, Unavailable
@@ -16,6 +15,7 @@ from aiida_marketplace_hpc.testing.firecrest_v2 import FirecrestDouble
 from aiida_marketplace_hpc.testing.machine import wait_until
 from aiida_marketplace_hpc.testing.oidc import OidcProvider
 from aiida_marketplace_hpc.testing.served import ServedGateway
+from tests.firecrest.conftest import remote_settings
 
 
 @pytest.fixture

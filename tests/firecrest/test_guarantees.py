@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Remote
 
 from aiida_marketplace_hpc.gateway.backends.base import Submission
 from aiida_marketplace_hpc.testing.machine import wait_until
+from tests.firecrest.conftest import Remote
 
 LOST: list[dict[str, Any]] = [
     {"status": 408},

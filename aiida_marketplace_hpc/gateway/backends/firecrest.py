@@ -336,6 +336,11 @@ def _wrapper(submission: Submission) -> str:
     if "open-mode" not in directives.options:
         # Slurm empties the output files before the wrapper runs: a second copy would wipe out what the first one wrote.
         added.append(b"#SBATCH --open-mode=append")
+    added += [
+        f"#SBATCH --{option}=".encode() + _quoted(value)
+        for option, value in submission.options.items()
+        if option not in directives.options
+    ]
     lines = Directives((*added, *directives.lines), directives.options, directives.heterogeneous)
     try:
         # Where nobody knows the job any more, its note says how it ended.

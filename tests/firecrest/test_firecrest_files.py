@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Remote
 
 from aiida_marketplace_hpc.client import transfer
 from aiida_marketplace_hpc.errors import (
@@ -20,6 +19,7 @@ from aiida_marketplace_hpc.errors import (
     NotSupported,
     Unavailable,
 )
+from tests.firecrest.conftest import Remote
 
 # pyfirecrest hands a text to httpx in a way that httpx does not like any more.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes/text content")
