@@ -115,7 +115,7 @@ class HpcGateway:
     def heartbeat(self) -> Json:
         """Ask whether the gateway is up. May be repeated.
 
-        :return: ``message``.
+        :return: ``message``; not from a classic gateway ``api_version``, ``extensions`` and ``route``, as :meth:`info`.
         """
         return self._call("heartbeat")
 
