@@ -130,7 +130,15 @@ class Submissions:
                 return
             future = self._threads.submit(self._submit, job, text, again)
             self._flights[job.id] = future
-        future.add_done_callback(lambda _: self._flights.pop(job.id, None))
+        future.add_done_callback(lambda ended: self._landed(job.id, ended))
+
+    def _landed(self, jobid: str, flight: Future[None]) -> None:
+        self._flights.pop(jobid, None)
+        problem = None if flight.cancelled() else flight.exception()
+        if isinstance(
+            problem, GatewayError
+        ):  # The database is gone in this moment: the reconciler finds out what happened.
+            logger.warning("job %s: what came of its submission could not be recorded: %s", jobid, problem)
 
     def under_way(self, jobid: str) -> bool:
         """Whether a thread of this process is submitting the job."""

@@ -25,9 +25,9 @@ from aiida_marketplace_hpc.testing.postgresql import PostgreSql
 from aiida_marketplace_hpc.testing.roundrobin import RoundRobin
 from tests.guarantees.test_g1_g3_kill_the_gateway import persist
 
-JOBS = 12
+JOBS = 9
 USERS = 3
-KILLS = 6
+KILLS = 5
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(400)]
 
