@@ -17,8 +17,10 @@ from aiida_marketplace_hpc.protocol import API_VERSION, EXTENSIONS, MAX_JOBIDS, 
 
 
 def heartbeat(call: Call) -> Answer:
-    """Answer; the text is the published one."""
-    return {"message": "HPC-gateway-App : application running.", **_maintenance(call.gateway.maintenance.known)}
+    """Answer; the text is the published one, and so is the whole answer unless there is a maintenance."""
+    notice = call.gateway.maintenance.known
+    more = {} if notice is None else _maintenance(notice)
+    return {"message": "HPC-gateway-App : application running.", **more}
 
 
 def _maintenance(notice: Notice | None) -> dict[str, Any]:
