@@ -16,12 +16,13 @@ from aiida_marketplace_hpc.protocol import API_VERSION, EXTENSIONS, MAX_JOBIDS, 
 
 def heartbeat(call: Call) -> Answer:
     """Answer; the text is the published one, and the rest says to a client what it may ask beyond the nine, and how."""
+    notice = call.gateway.maintenance.known
     return {
         "message": "HPC-gateway-App : application running.",
         "api_version": API_VERSION,
         "extensions": list(EXTENSIONS),
         "route": call.route.as_wire(),
-        **_maintenance(call.gateway.maintenance.known),
+        **({} if notice is None else _maintenance(notice)),
     }
 
 
