@@ -156,6 +156,19 @@ def test_bad_tokens_and_limits_are_counted(tmp_path: Path) -> None:
     assert shown['marketplace_hpc_limits_hit_total{limit="requests_per_second"}'] == statuses.count(429) > 0
 
 
+def test_too_many_jobs_and_connections_are_counted(tmp_path: Path) -> None:
+    published = {"job_name": "a", "ntasks_per_node": 1, "partition": "p", "image": "i", "executable_cmd": "true"}
+    with ServedGateway(tmp_path, FakeBackend(), jobs_per_user=1, connections=1) as served:
+        created = [send(served, "POST", "/api/v1/job/create", json=published) for _ in range(2)]
+        with requests.Session() as held:
+            assert held.get(f"{served.url}/heartbeat", timeout=10).ok
+            one_too_many = send(served, "GET", "/heartbeat")
+        shown = figures(served.gateway.metrics.page().decode())
+    assert (created, one_too_many) == ([200, 429], 429)
+    assert shown['marketplace_hpc_limits_hit_total{limit="jobs_per_user"}'] == 1
+    assert shown['marketplace_hpc_limits_hit_total{limit="connections"}'] == 1
+
+
 def test_what_the_reconciler_has_to_do_is_seen(
     gateway: Gateway, backend: FakeBackend, alice: User, folder: str
 ) -> None:
