@@ -225,19 +225,19 @@ class ClassicDisk(RemoteDisk):
 
     def _empty(self, folder: Folder, tree: Tree) -> None:
         """Delete what is in the real folder of a job that has ended. May be repeated."""
-        known = {path for path in tree if "/" not in path}
-        # Some servers list the first word of a name only.
-        cut = {name.partition(" ")[0] for name in known if " " in name}
-        for name in sorted(known | (self._listed(folder.jobid) - cut)):
-            if can_be_asked_for(name):
+        # First what the job has left: with a file of an odd name in it, some servers do not even list a folder.
+        names = {path for path in tree if "/" not in path}
+        left = set()
+        for _ in range(2):
+            for name in sorted(filter(can_be_asked_for, names)):
                 # What is gone is refused like what cannot be removed; of hidden ones nothing is ever listed.
                 with suppress(ServerFault):
                     self._classic.delete(folder.jobid, name)
-        left = self._listed(folder.jobid)
+            names = left = self._listed(folder.jobid)
         if left:
             raise NotSupported(
-                f"{', '.join(sorted(map(repr, left)))} of {folder.path} could not be removed: the gateway refuses the names, or "
-                f"the cluster does not answer. They are in the folder of the gateway's job {folder.jobid}"
+                f"{', '.join(sorted(map(repr, left)))} of {folder.path} could not be removed: the gateway refuses the names, "
+                f"or the cluster does not answer. They are in the folder of the gateway's job {folder.jobid}"
             )
 
     def _listed(self, jobid: str) -> set[str]:
