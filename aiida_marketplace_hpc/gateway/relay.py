@@ -91,6 +91,11 @@ class ToGateway:
             if isinstance(getattr(exc.args[0], "reason", None) if exc.args else None, NewConnectionError):
                 return write_error(_UNREACHABLE)
             return write_error(_perhaps_done("the connection between the relay and the gateway broke", request), 502)
+        except requests.exceptions.ChunkedEncodingError:
+            return write_error(_perhaps_done("the gateway's answer broke off", request), 502)
+        except requests.exceptions.ContentDecodingError:
+            reason = "the gateway's answer is not packed as it says"
+            return write_error(_perhaps_done(reason, request), 502)
         except GatewayError as exc:
             return write_error(exc)
         except (requests.RequestException, ValueError):

@@ -34,7 +34,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if moved:
             self.send_header("Location", "http://elsewhere.example.org/")
         self.send_header("Set-Cookie", "one=user")
-        self.send_header("Content-Length", str(len(content)))
+        if self.path.startswith("/packed"):
+            self.send_header("Content-Encoding", "gzip")
+        half = self.path.startswith("/half")
+        self.close_connection = half
+        self.send_header("Content-Length", str(len(content) * (2 if half else 1)))
         self.end_headers()
         self.wfile.write(content)
 
@@ -82,7 +86,7 @@ def test_a_gateway_that_is_down_is_said_to_be_down() -> None:
     assert error(answered(f"http://127.0.0.1:{port}", "api/v1/query", "POST")) == (503, True)
 
 
-@pytest.mark.parametrize(("endpoint", "status"), [("hangs", 504), ("breaks", 502)])
+@pytest.mark.parametrize(("endpoint", "status"), [("hangs", 504), ("breaks", 502), ("half", 502), ("packed", 502)])
 def test_what_may_have_been_done_is_not_to_be_repeated_blindly(url: str, endpoint: str, status: int) -> None:
     assert error(answered(url, endpoint)) == (status, False)
     # The capability decides; below a prefix, so that the stand-in hangs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from classic_asker import Asker, eventually
@@ -10,12 +11,18 @@ from classic_asker import Asker, eventually
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 
+STAND_IN = Path(__file__).parents[2] / "apptainer.sh"
+
 pytestmark = pytest.mark.services
 
 
 @pytest.fixture(scope="module")
 def ask(slurm_cluster: SlurmCluster) -> Iterator[Asker]:
-    with GatewayProcess(slurm_cluster.machine, backend="slurm", classic=True, env=slurm_cluster.env) as gateway:
+    machine = slurm_cluster.machine
+    runtime = f"{machine.software}/classic/apptainer"
+    machine.write(runtime, STAND_IN.read_text(), mode=0o755)
+    options = ["--container-runtime", runtime]
+    with GatewayProcess(machine, backend="slurm", classic=True, options=options, env=slurm_cluster.env) as gateway:
         yield Asker(gateway.url, gateway.token)
 
 
@@ -27,12 +34,22 @@ def _scheduler_id(ask: Asker, jobid: str) -> str:
     return str(ask("GET", "/api/v1/job/").json()["jobs"][jobid]["f7t_job_id"])
 
 
-def _new_job(ask: Asker, script: str) -> str:
+def _new_job(ask: Asker, script: str | None = None, command: str = "true") -> str:
     ask("PUT", "/api/v1/user/create")
-    fields = {"job_name": "a", "ntasks_per_node": 1, "partition": "debug", "image": "i", "executable_cmd": "true"}
+    fields = {"job_name": "a", "ntasks_per_node": 1, "partition": "debug", "image": "i", "executable_cmd": command}
     jobid = str(ask("POST", "/api/v1/job/create", json=fields).json()["jobid"])
-    ask.upload(jobid, "job.sh", script.encode())
+    if script is not None:
+        ask.upload(jobid, "job.sh", script.encode())
     return jobid
+
+
+def test_the_script_that_was_made_runs(ask: Asker) -> None:
+    jobid = _new_job(ask, command="bash -c 'echo $OMP_NUM_THREADS \"$0\"' done")
+    ask("PATCH", f"/api/v1/job/launch/{jobid}")
+    output = f"slurm-{_scheduler_id(ask, jobid)}.out"
+    eventually(lambda: ask.text(jobid, output) == "1 done\n")
+    folder = _folder(ask, jobid)
+    assert ask.text(jobid, "apptainer-calls.txt").splitlines()[:4] == ["run", "--bind", f"{folder}:{folder}", "i"]
 
 
 def test_two_launches_are_two_jobs_of_slurm(ask: Asker, slurm_cluster: SlurmCluster) -> None:
