@@ -195,6 +195,7 @@ class ClassicDisk(RemoteDisk):
         journal = self._classic.journal
         folder = self._view.folder(path)
         if folder is None or not folder.is_launched:
+            self._require_own(path)
             spent = {
                 piece
                 for node in journal.nodes(path)
@@ -222,6 +223,16 @@ class ClassicDisk(RemoteDisk):
             raise NotSupported(f"{path} has a name that the gateway refuses: remove the folder that it lies in")
         self._classic.delete(current.jobid, place.path)
         journal.change_folder(current.path, removed=(*current.removed, place.path))
+
+    def _require_own(self, path: str) -> None:
+        """Make sure that something was made here, and does not just come with a folder that the job copies.
+
+        :raises NotSupported: it does.
+        """
+        journal = self._classic.journal
+        split = working_directory(path)
+        if split and split[1] and journal.node(path) is None and not journal.is_above_something(path):
+            raise NotSupported(f"{path} comes with a folder that the job copies, and cannot be changed before")
 
     def _empty(self, folder: Folder, tree: Tree) -> None:
         """Delete what is in the real folder of a job that has ended. May be repeated."""
@@ -261,6 +272,7 @@ class ClassicDisk(RemoteDisk):
             if split is not None and not split[1]:
                 raise NotSupported("a working directory cannot be renamed: the gateway's job belongs to its path")
             self._changeable(path)
+        self._require_own(old)
         self._carried(old, new)
         self._classic.journal.move(old, new)
 
