@@ -7,4 +7,5 @@ what ``logins`` keeps, by asking an ``oidc`` provider), asks ``retry`` whether a
 sends over ``connection`` (sockets that keep to a deadline and know whether anything left this machine). What comes back
 goes through ``answer``, or where nothing does, through ``failure``. ``transfer`` moves files and folders, for which
 ``folder`` turns local folders into bundles and back; ``files`` gives the cluster's disk the semantics that AiiDA expects.
+``far`` chooses between all that and ``classic``, for gateways that have only the nine published capabilities.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -17,7 +18,18 @@ def home(transport: MarketplaceHpcTransport) -> str:
     return str(transport.normalize("."))
 
 
-@pytest.fixture(scope="session", params=DATABASES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is tried on sites with both databases.
+
+    Crashes at every moment take minutes, and are the same there: on PostgreSQL only where the environment asks for them.
+    """
+    if "sites" in metafunc.fixturenames:
+        crashes = metafunc.module.__name__.endswith("crash_at_every_moment")
+        both = not crashes or "MARKETPLACE_HPC_CRASHES_ON_POSTGRESQL" in os.environ
+        metafunc.parametrize("sites", DATABASES if both else DATABASES[:1], indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def sites(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
     """Makes sites on which gateways are killed and frozen."""
     database = ""

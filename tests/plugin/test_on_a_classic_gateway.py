@@ -152,6 +152,13 @@ def test_a_job_uses_what_another_has_made(new: NewCalculation) -> None:
         transport.copy(f"{first.work}/no such", f"{second.work}/x")
     assert transport.isfile(f"{second.work}/copied/one")
     assert sorted(transport.listdir(f"{second.work}/copied")) == ["one", "two"]
+    for change in (
+        lambda path: transport.remove(path),
+        lambda path: transport.rename(path, f"{path}-2"),
+        lambda path: transport.chmod(path, 0o600),
+    ):
+        with pytest.raises(NotSupported, match="copie"):
+            change(f"{second.work}/copied/one")
     second.submit("cat copied/one links/all/two links/one top > result; rm top", ["result"])
     assert second.wait()["state"] == "COMPLETED"
     assert second.get("result") == b"one\ntwo\none\ntop\n"

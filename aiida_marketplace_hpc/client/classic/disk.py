@@ -195,6 +195,7 @@ class ClassicDisk(RemoteDisk):
         journal = self._classic.journal
         folder = self._view.folder(path)
         if folder is None or not folder.is_launched:
+            self._require_own(path)
             spent = {
                 piece
                 for node in journal.nodes(path)
@@ -223,21 +224,31 @@ class ClassicDisk(RemoteDisk):
         self._classic.delete(current.jobid, place.path)
         journal.change_folder(current.path, removed=(*current.removed, place.path))
 
+    def _require_own(self, path: str) -> None:
+        """Make sure that something was made here, and does not just come with a folder that the job copies.
+
+        :raises NotSupported: it does.
+        """
+        journal = self._classic.journal
+        split = working_directory(path)
+        if split and split[1] and journal.node(path) is None and not journal.is_above_something(path):
+            raise NotSupported(f"{path} comes with a folder that the job copies, and cannot be changed before")
+
     def _empty(self, folder: Folder, tree: Tree) -> None:
         """Delete what is in the real folder of a job that has ended. May be repeated."""
-        known = {path for path in tree if "/" not in path}
-        # Some servers list the first word of a name only.
-        cut = {name.partition(" ")[0] for name in known if " " in name}
-        for name in sorted(known | (self._listed(folder.jobid) - cut)):
-            if can_be_asked_for(name):
+        # First what the job has left: with a file of an odd name in it, some servers do not even list a folder.
+        names = {path for path in tree if "/" not in path}
+        left = set()
+        for _ in range(2):
+            for name in sorted(filter(can_be_asked_for, names)):
                 # What is gone is refused like what cannot be removed; of hidden ones nothing is ever listed.
                 with suppress(ServerFault):
                     self._classic.delete(folder.jobid, name)
-        left = self._listed(folder.jobid)
+            names = left = self._listed(folder.jobid)
         if left:
             raise NotSupported(
-                f"{', '.join(sorted(map(repr, left)))} of {folder.path} could not be removed: the gateway refuses the "
-                f"names, or the cluster does not answer. They are in the folder of the gateway's job {folder.jobid}"
+                f"{', '.join(sorted(map(repr, left)))} of {folder.path} could not be removed: the gateway refuses the names, "
+                f"or the cluster does not answer. They are in the folder of the gateway's job {folder.jobid}"
             )
 
     def _listed(self, jobid: str) -> set[str]:
@@ -261,6 +272,7 @@ class ClassicDisk(RemoteDisk):
             if split is not None and not split[1]:
                 raise NotSupported("a working directory cannot be renamed: the gateway's job belongs to its path")
             self._changeable(path)
+        self._require_own(old)
         self._carried(old, new)
         self._classic.journal.move(old, new)
 

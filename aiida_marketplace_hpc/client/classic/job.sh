@@ -213,7 +213,13 @@ while
     wait "$mphpc_child"
     mphpc_status=$?
     [ -n "$mphpc_told" ]
-do :; done
+do
+    # A signal that interrupts `wait` just when the child ends makes bash lose the child, for which it then waits for ever.
+    if ! kill -0 "$mphpc_child" 2> /dev/null && [[ $'\n'$(jobs -rp)$'\n' == *$'\n'$mphpc_child$'\n'* ]]; then
+        mphpc_status=$((128 + $(kill -l "$mphpc_told")))
+        break
+    fi
+done
 exec 2>&9 9>&-
 if [ -n "$mphpc_cause" ]; then
     mphpc_end "$mphpc_cause" "$mphpc_status" ''

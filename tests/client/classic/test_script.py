@@ -152,16 +152,18 @@ def ended() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """End a job with everything in its session."""
-    while True:
-        listed = subprocess.run(["ps", "-eo", "pid,sid,stat"], capture_output=True, text=True, check=True).stdout
-        rows = [line.split() for line in listed.split("\n")[1:] if line.strip()]
-        alive = [int(pid) for pid, session, state in rows if int(session) == process.pid and not state.startswith("Z")]
-        if not alive:
-            break
+    while alive := _alive({process.pid}):
         for pid in alive:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     process.wait(timeout=10)
+
+
+def _alive(sessions: set[int]) -> list[int]:
+    """The processes of some sessions."""
+    listed = subprocess.run(["ps", "-eo", "pid,sid,stat"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in listed.split("\n")[1:] if line.strip()]
+    return [int(pid) for pid, session, state in rows if int(session) in sessions and not state.startswith("Z")]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -317,6 +319,25 @@ def test_a_signal_before_the_end_leaves_a_record(job: Job, env: dict[str, str], 
     assert end is not None
     assert (end.state, end.code) == (state, 7)
     assert "told" in job.tree
+
+
+def test_a_signal_at_the_very_end_of_the_script_is_survived(
+    tmp_path: Path, ended: Callable[[subprocess.Popen[bytes]], None]
+) -> None:
+    """As Slurm sends it: to all processes at once, so that the script dies just when its parent is told."""
+    jobs = [Job(tmp_path / str(number)) for number in range(24)]
+    for job in jobs:
+        job.write("#!/bin/bash\ntouch begun\nsleep 60\n")
+    processes = [job.start() for job in jobs]
+    for process in processes:
+        ended(process)
+    wait_until(lambda: all("begun" in job.names for job in jobs), within=30, failure=lambda: "not all have begun")
+    for pid in _alive({process.pid for process in processes}):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    for job, process in zip(jobs, processes, strict=True):
+        assert process.wait(timeout=20) == 143
+        assert job.end is not None
 
 
 def test_a_job_that_is_killed_while_it_ends_leaves_why_and_what_is_known(job: Job) -> None:
