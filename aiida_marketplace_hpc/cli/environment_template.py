@@ -22,6 +22,8 @@ Keep the file for its owner alone (chmod 600): it has secrets in it."""
 _WITHOUT_FLAG = {
     "policy": 'What the site wants of jobs, such as {"max_time": "1-0", "default_partition": "normal"}. Keys: {keys}.',
     "registration": "What the MarketPlace is told about the gateway, for `gateway openapi`. Keys: {keys}.",
+    "firecrest_client_secret": "The secret of --firecrest-client-id; no flag, as everybody on the machine sees those.",
+    "page_client_secret": "The secret of --page-client, if it has one, unless --page-client-secret-file names a file with it.",
     "broker": "The broker's address, with name and password, such as amqps://NAME:PASSWORD@broker.example.org:5671/%2F.",
     "client_secret": "The secret that the platform showed with the id.",
 }

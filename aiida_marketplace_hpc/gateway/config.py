@@ -261,7 +261,7 @@ class Settings(FileSettings):
     """Where browsers reach the gateway."""
     page_client: str = ""
     """The client of the issuer with which browsers are signed in."""
-    page_client_secret: str = Field(default="", repr=False)
+    page_client_secret: SecretStr = SecretStr("")
     """Its secret, if it has one; there is no flag for it, which everybody on the machine could see."""
     page_client_secret_file: Path | None = None
     keep_unfinished: float = Field(default=3.0, ge=0.0)
@@ -388,7 +388,7 @@ class Settings(FileSettings):
             raise ValueError("a page_client signs in at an issuer: choose --auth oidc or marketplace with it")
         if self.page_client and not self.page_url:
             raise ValueError("with a page_client, the issuer has to know where to send browsers back: give --page-url")
-        if self.page_client_secret and self.page_client_secret_file is not None:
+        if self.page_client_secret.get_secret_value() and self.page_client_secret_file is not None:
             raise ValueError("the page_client has one secret: give page_client_secret or page_client_secret_file")
         return self
 

@@ -282,7 +282,12 @@ class Settings(FromCode):
 
         flags = {option.name: option for option in serve.params}
         only_flags = {"config", "reload"}
-        no_flags = {"registration", "policy", "page_client_secret"}  # The page says of these what there is to say.
+        no_flags = {
+            "registration",
+            "policy",
+            "page_client_secret",
+            "firecrest_client_secret",
+        }  # The page says of these what there is to say.
         fields = {name: field for name, field in Settings.model_fields.items() if name not in no_flags}
         if set(flags) - only_flags != set(fields):
             raise ValueError(f"flags and settings differ: {set(flags) ^ set(fields) ^ only_flags}")

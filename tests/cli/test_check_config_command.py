@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from aiida_marketplace_hpc.cli import main
+from aiida_marketplace_hpc.gateway.config import Settings
 from aiida_marketplace_hpc.gateway.relay_config import load as load_relay
 
 TOKEN = {"MARKETPLACE_HPC_DEV_TOKEN": json.dumps({"me@example.org": "a-token-of-mine"})}
@@ -63,6 +64,17 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
     assert "does not answer" in result.stderr
     assert secret not in result.output
     assert "a-token-of-mine" not in result.output
+
+
+def test_whatever_is_called_a_secret_is_one(tmp_path: Path) -> None:
+    """Also what somebody adds later."""
+    named = [name for name in Settings.model_fields if name.endswith(("secret", "password"))]
+    assert {"firecrest_client_secret", "page_client_secret"} <= set(named)
+    for name in named:
+        env = {f"MARKETPLACE_HPC_{name.upper()}": "pass-word", **TOKEN}
+        result = check("--state", str(tmp_path), **env)
+        assert rows(result)[name] == ("***", f"MARKETPLACE_HPC_{name.upper()}")
+        assert "pass-word" not in result.output
 
 
 def test_a_database_that_is_no_address_repeats_no_secret() -> None:

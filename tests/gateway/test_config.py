@@ -83,7 +83,10 @@ def test_there_is_a_page_for_people_where_they_can_sign_in(settings: dict[str, A
 def test_the_secret_of_the_pages_client_is_in_no_text_about_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARKETPLACE_HPC_PAGE_CLIENT_SECRET", "the-secret")
     settings = load({"auth": "oidc", "page_client": "x", "page_url": "http://localhost:5005/"})
-    assert (settings.page_client_secret, settings.page_url) == ("the-secret", "http://localhost:5005")
+    assert (settings.page_client_secret.get_secret_value(), settings.page_url) == (
+        "the-secret",
+        "http://localhost:5005",
+    )
     assert "the-secret" not in repr(settings) + str(settings)
 
 

@@ -139,7 +139,7 @@ def still_holds(settings: Settings, authenticator: Authenticator, identity: Iden
 def _secret(settings: Settings) -> str:
     path = settings.page_client_secret_file
     if path is None:
-        return settings.page_client_secret
+        return settings.page_client_secret.get_secret_value()
     try:
         if path.stat().st_mode & 0o007:
             raise ConfigurationError(f"page_client_secret_file {path} can be read by everybody: chmod 600 {path}")
