@@ -63,9 +63,10 @@ def new_pair(lasting: ServedGateway, elsewhere: Path, tmp_path_factory: pytest.T
 
 
 @contextmanager
-def new_pairs(base: Path, elsewhere: Path, **where: str) -> Iterator[NewPair]:
+def new_pairs(base: Path, elsewhere: Path, name: str = "case", **where: str) -> Iterator[NewPair]:
     """The same for a gateway that is reached in another way.
 
+    :param name: what its folders are called, which are those of no other.
     :param where: parameters of our transport.
     """
     numbers = itertools.count()
@@ -79,10 +80,10 @@ def new_pairs(base: Path, elsewhere: Path, **where: str) -> Iterator[NewPair]:
         with LocalTransport(machine="localhost") as reference:
 
             def make(seeded: bool = True) -> Pair:
-                name = f"case{next(numbers)}/in"  # A link to `..` stays in the case.
+                folder = f"{name}{next(numbers)}/in"  # A link to `..` stays in the case.
                 pair = Pair(
-                    Side(reference, base / "home" / name, elsewhere / "reference" / name, base / "here" / name),
-                    Side(ours, home / name, elsewhere / "ours" / home.name / name, base / "here-ours" / name),
+                    Side(reference, base / "home" / folder, elsewhere / "reference" / folder, base / "here" / folder),
+                    Side(ours, home / folder, elsewhere / "ours" / home.name / folder, base / "here-ours" / folder),
                 )
                 for side in pair:
                     side.make(seeded)

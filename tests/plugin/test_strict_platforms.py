@@ -60,7 +60,7 @@ def text_pair(lasting: ServedGateway, elsewhere: Path, tmp_path_factory: pytest.
     with Platform(lasting.url, undeclared="refuse") as platform:
         platform.messages = RelayInProcess(lasting.url, 16 * MIB)
         where = {"url": platform.url, "app_id": APP_ID}
-        with new_pairs(tmp_path_factory.mktemp("text"), elsewhere, **where) as make:
+        with new_pairs(tmp_path_factory.mktemp("text"), elsewhere, "text", **where) as make:
             yield make
 
 
