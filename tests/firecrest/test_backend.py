@@ -17,7 +17,10 @@ from aiida_marketplace_hpc.gateway.backends.base import (
     SchedulerDown,
     Unknown,
 )
+from aiida_marketplace_hpc.gateway.backends.firecrest import FirecrestBackend
 from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_SECOND_COPY
+from aiida_marketplace_hpc.gateway.firecrest.accounts import OneAccount
+from aiida_marketplace_hpc.gateway.firecrest.client import Cluster
 from aiida_marketplace_hpc.protocol import JobState
 
 EARLIER = timedelta(seconds=5)
@@ -164,6 +167,21 @@ def test_a_lost_submission_is_found_by_its_folder(site: Site) -> None:
     [trace] = site.backend.traces([found.id]).values()
     assert (trace.jobid, trace.folder, trace.attempt) == (job.jobid, site.folder, 1)
     assert site.backend.find(str(Path(site.folder).parent), since) == []
+
+
+def test_a_job_that_a_lost_ledger_has_forgotten_is_not_submitted_again(site: Site, cluster: Cluster) -> None:
+    site.backend.submit(site.job("sleep 60"))
+    reborn = FirecrestBackend(OneAccount(cluster))
+    with pytest.raises(Deferred, match="forgotten"):
+        reborn.submit(site.job("sleep 60", jobid="f" * 24))
+    assert site.double.calls["submit"] == 1
+    site.double.fail("jobs", status=408)
+    with pytest.raises(Deferred, match="not known"):
+        FirecrestBackend(OneAccount(cluster)).submit(site.job("sleep 60"))
+    elsewhere = Path(site.folder, "elsewhere")
+    elsewhere.mkdir()
+    reborn.submit(site.job(folder=str(elsewhere), jobid="e" * 24))
+    assert site.double.calls["submit"] == 2
 
 
 def test_a_young_job_is_not_there_and_nothing_follows(site: Site) -> None:
