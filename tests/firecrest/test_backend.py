@@ -22,6 +22,7 @@ from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_SECOND_COPY
 from aiida_marketplace_hpc.gateway.firecrest.accounts import OneAccount
 from aiida_marketplace_hpc.gateway.firecrest.client import Cluster
 from aiida_marketplace_hpc.protocol import JobState
+from aiida_marketplace_hpc.testing.firecrest_jobs import Processes
 
 EARLIER = timedelta(seconds=5)
 
@@ -228,6 +229,16 @@ def test_a_record_that_is_not_whole_proves_nothing(site: Site, monkeypatch: pyte
     assert site.observe(id) is None
     with pytest.raises(SchedulerDown, match="not whole"):
         site.backend.find(site.folder, now())
+
+
+def test_a_job_that_breaks_the_listing_is_named(site: Site) -> None:
+    jobs = site.double.jobs
+    assert isinstance(jobs, Processes)
+    poison = jobs.submit("#!/bin/sh\n#SBATCH --job-name='a|b'\nsleep 60\n", site.folder, "service-account-service")
+    with pytest.raises(SchedulerDown, match=r"a \| in its name"):
+        site.backend.queue()
+    jobs.forget(poison)
+    assert poison not in site.backend.queue()
 
 
 def test_a_poll_of_a_thousand_jobs_is_one_call(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
