@@ -17,8 +17,12 @@ from aiida_marketplace_hpc.gateway.backends.base import (
     SchedulerDown,
     Unknown,
 )
+from aiida_marketplace_hpc.gateway.backends.firecrest import FirecrestBackend
 from aiida_marketplace_hpc.gateway.backends.wrapper import EXIT_SECOND_COPY
+from aiida_marketplace_hpc.gateway.firecrest.accounts import OneAccount
+from aiida_marketplace_hpc.gateway.firecrest.client import Cluster
 from aiida_marketplace_hpc.protocol import JobState
+from aiida_marketplace_hpc.testing.firecrest_jobs import Processes
 from tests.firecrest.conftest import Site
 
 EARLIER = timedelta(seconds=5)
@@ -167,6 +171,21 @@ def test_a_lost_submission_is_found_by_its_folder(site: Site) -> None:
     assert site.backend.find(str(Path(site.folder).parent), since) == []
 
 
+def test_a_job_that_a_lost_ledger_has_forgotten_is_not_submitted_again(site: Site, cluster: Cluster) -> None:
+    site.backend.submit(site.job("sleep 60"))
+    reborn = FirecrestBackend(OneAccount(cluster))
+    with pytest.raises(Deferred, match="forgotten"):
+        reborn.submit(site.job("sleep 60", jobid="f" * 24))
+    assert site.double.calls["submit"] == 1
+    site.double.fail("jobs", status=408)
+    with pytest.raises(Deferred, match="not known"):
+        FirecrestBackend(OneAccount(cluster)).submit(site.job("sleep 60"))
+    elsewhere = Path(site.folder, "elsewhere")
+    elsewhere.mkdir()
+    reborn.submit(site.job(folder=str(elsewhere), jobid="e" * 24))
+    assert site.double.calls["submit"] == 2
+
+
 def test_a_young_job_is_not_there_and_nothing_follows(site: Site) -> None:
     id = site.backend.submit(site.job("sleep 60"))
     site.double.young.add(id)
@@ -211,6 +230,16 @@ def test_a_record_that_is_not_whole_proves_nothing(site: Site, monkeypatch: pyte
     assert site.observe(id) is None
     with pytest.raises(SchedulerDown, match="not whole"):
         site.backend.find(site.folder, now())
+
+
+def test_a_job_that_breaks_the_listing_is_named(site: Site) -> None:
+    jobs = site.double.jobs
+    assert isinstance(jobs, Processes)
+    poison = jobs.submit("#!/bin/sh\n#SBATCH --job-name='a|b'\nsleep 60\n", site.folder, "service-account-service")
+    with pytest.raises(SchedulerDown, match=r"a \| in its name"):
+        site.backend.queue()
+    jobs.forget(poison)
+    assert poison not in site.backend.queue()
 
 
 def test_a_poll_of_a_thousand_jobs_is_one_call(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,8 +65,10 @@ def test_a_folder_goes_and_comes_as_it_is_in_a_few_calls(remote: Remote, tmp_pat
     remote.double.calls.clear()
     transfer.get(remote.client, f"{remote.home}/tree", tmp_path / "back", dereference=False)
     assert contents(tmp_path / "back") == contents(local)
-    assert up.total() <= 6, up
-    assert remote.double.calls.total() <= 4, remote.double.calls
+    down = remote.double.calls.copy()
+    # Polls go on meanwhile.
+    assert up.total() - up["jobs"] <= 6, up
+    assert down.total() - down["jobs"] <= 4, down
     assert list(Path(remote.home, ".marketplace-hpc", "staging").iterdir()) == []
 
 

@@ -46,7 +46,7 @@ def test_g1_nothing_is_proven_while_firecrest_does_not_answer_about_jobs(remote:
     remote.double.fail("jobs", status=500, times=10_000, message="Error executing Slurm command.")
     job = remote.client.submit(folder, "run.sh")
     asked = remote.double.calls["jobs"]
-    wait_until(lambda: remote.double.calls["jobs"] > asked + 15, within=40, failure=lambda: "nobody asks")
+    wait_until(lambda: remote.double.calls["jobs"] > asked + 4, within=40, failure=lambda: "nobody asks")
     assert remote.double.calls["submit"] <= 1
     assert remote.job(job["jobid"])["state"] == "SUBMITTING"
     remote.double.faults.clear()
@@ -83,7 +83,7 @@ def test_g2_a_living_job_is_never_done_whatever_firecrest_says(remote: Remote) -
         hide()
         asked = remote.double.calls["jobs"]
         wait_until(
-            lambda asked=asked: remote.job(job)["final"] or remote.double.calls["jobs"] > asked + 10,  # type: ignore[misc]
+            lambda asked=asked: remote.job(job)["final"] or remote.double.calls["jobs"] > asked + 4,  # type: ignore[misc]
             within=40,
             failure=lambda: "nobody asks",
         )

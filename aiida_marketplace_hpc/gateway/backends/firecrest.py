@@ -97,6 +97,7 @@ class FirecrestBackend(Backend):
         self._clock = clock
         self._lock = threading.Lock()
         self._whose: dict[str, Cluster] = {}
+        self._looked: set[Cluster] = set()
         self._listed: tuple[float, dict[str, Observation]] | None = None
         self._next = 0
         self._partitions: list[str] = []
@@ -112,12 +113,37 @@ class FirecrestBackend(Backend):
             raise Refused(
                 f"the folder {submission.folder} is nobody's: the gateway does not know whose job it would be"
             )
+        self._look_before(cluster, submission)
         try:
             return cluster.submit(submission.folder, wrapper)
         except UnusableName as exc:
             raise Refused(str(exc)) from exc
         except CallFailed as exc:
             raise _submission_failed(exc) from exc
+
+    def _look_before(self, cluster: Cluster, submission: Submission) -> None:
+        """Before the first submission of an account, make sure that the job is not there already.
+
+        A user's jobs can be seen only when they have sent a token: a survey at the gateway's start did not see them, and the
+        ledger may have been lost.
+
+        :raises Deferred: it is, and the survey will find it; or that cannot be known now.
+        """
+        with self._lock:
+            if cluster in self._looked:
+                return
+        try:
+            listed = _read_jobs(_asked(cluster.jobs))
+            here = [id for id, one in listed.items() if not one.state.final and is_in(one, submission.folder)]
+            with self._lock:
+                self._whose.update(dict.fromkeys(here, cluster))
+            traces = self.traces(here)
+        except SchedulerDown as exc:
+            raise Deferred(f"it is not known yet which jobs there are: {exc}") from exc
+        if any(trace.jobid != submission.jobid for trace in traces.values()):
+            raise Deferred(f"a job that the gateway had forgotten lives in {submission.folder}")
+        with self._lock:
+            self._looked.add(cluster)
 
     def cancel(self, id: str, folder: str | None = None) -> None:
         cluster = (None if folder is None else self._account(folder)) or self._whose.get(id)

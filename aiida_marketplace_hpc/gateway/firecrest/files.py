@@ -107,6 +107,13 @@ class RemoteFiles(Globbing):
                 attributes["target"] = self._link(clean)
         return attributes
 
+    def identified(self, path: str) -> dict[str, Any]:
+        """What is there, links followed, with all numbers by which a change is noticed."""
+        _, clean = self.roots.locate(path)
+        with explained(path):
+            found = self.cluster.stat(f"{clean}/" if path.endswith("/") else clean, follow=True)
+        return {**found, "path": clean, "type": _kind(found["mode"])}
+
     def _link(self, path: str) -> str:
         found = self.cluster.listing(path)
         return str(found[0].get("linkTarget") or "") if found else ""

@@ -36,6 +36,8 @@ _PATIENCE = 4.0
 """Seconds that a request waits for a large file that is on its way between gateway and cluster."""
 _KEEP = 900.0
 """Seconds for which a large file that was fetched, and nobody has asked for again, is kept."""
+_VERSION = ("ino", "mtime", "ctime", "size")
+"""By what a file is known to be the same as before."""
 _CHANGED = ("file changed as we read it", "File removed before we read it")
 """What tar says of a folder in which a job is writing; the archive is whole all the same."""
 
@@ -163,7 +165,7 @@ class RemoteTransfers:
             if not taken["complete"]:
                 return taken
         plain = digest.removeprefix("sha-256:")
-        key = (files.cluster.system, target, total, digest, mode)
+        key = (str(files.spool), target, total, digest, mode)
         try:
             self._moving.join(key, lambda: files.put_file(target, here, total, plain, mode=mode), _PATIENCE)
         except StillRunning:
@@ -182,10 +184,10 @@ class RemoteTransfers:
         :raises Busy: it is large and still on its way to the gateway; to be asked again.
         """
         files = self._files
-        found = files.stat(path, follow=True)
+        found = files.identified(path)
         if found["type"] != "directory":
             content = self._fetched(found)
-            version = f"{int(found['mtime']):x}-{found['size']:x}"
+            version = "-".join(f"{found[name]:x}" for name in _VERSION)
             return _begun(bundle.write(_parts(content, found, version, position), limit=limit), content)
         folder = Path(tempfile.mkdtemp(dir=files.spool))
         try:
@@ -221,7 +223,7 @@ class RemoteTransfers:
         files, path = self._files, found["path"]
         if found["size"] <= files.largest_down:
             return files.read(path)[0]
-        key = (files.cluster.system, path, found["size"], found["mtime"])
+        key = (str(files.spool), path, *(found[name] for name in _VERSION))
         here = files.spool / f"fetched-{hashlib.sha256(repr(key).encode()).hexdigest()}"
 
         def fetch() -> None:
