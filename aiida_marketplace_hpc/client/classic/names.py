@@ -23,7 +23,8 @@ _PIECE = "mphpc-piece-"
 _WORKING = re.compile(
     r"(/(?:.*/)?[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{4}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:/(.*))?", re.DOTALL
 )
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+# Dots and underscores at either end are taken off by servers that make names "secure".
+_PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,98}[A-Za-z0-9-])?")
 # FirecREST refuses these in any path; what is not UTF-8 does not survive the web.
 _FORBIDDEN = re.compile(r"[<>|;\"'&\\\[\]()`\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -50,7 +51,7 @@ def is_ours(path: str) -> bool:
 
 def is_plain(name: str) -> bool:
     """Whether a file keeps this name when it is uploaded, whatever the server does to names."""
-    return _PLAIN.fullmatch(name) is not None and not name.endswith(".") and ".." not in name
+    return _PLAIN.fullmatch(name) is not None and ".." not in name
 
 
 def can_be_asked_for(path: str) -> bool:
