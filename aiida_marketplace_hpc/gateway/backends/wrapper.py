@@ -83,7 +83,13 @@ while
     wait "$mphpc_child"
     mphpc_status=$?
     [ -n "$mphpc_told" ]
-do :; done
+do
+    # A signal that interrupts `wait` just when the child ends makes bash lose the child, for which it then waits for ever.
+    if ! kill -0 "$mphpc_child" && [[ $'\\n'$(jobs -rp)$'\\n' == *$'\\n'$mphpc_child$'\\n'* ]]; then
+        mphpc_status=$((128 + $(kill -l "$mphpc_told")))
+        break
+    fi
+done
 mphpc_note ended "$mphpc_status"
 exit "$mphpc_status"
 """

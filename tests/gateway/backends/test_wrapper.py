@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -315,6 +315,22 @@ class TestAWrapperThatStays:
                 assert process.stdout.readline() == b"again\n"
             assert process.wait(10) == 6
         assert self.guard(tmp_path).runs["12"].status == 6
+
+    def test_a_signal_just_when_the_script_ends_is_survived(self, tmp_path: Path) -> None:
+        """As Slurm sends it: to all processes at once, so that the script dies when the wrapper is told, too."""
+        with ExitStack() as stack:
+            folders = [tmp_path / str(number) for number in range(24)]
+            for folder in folders:
+                folder.mkdir()
+            script = b"#!/bin/sh\necho ready\nexec sleep 60\n"
+            processes = [stack.enter_context(self.running(folder, script)) for folder in folders]
+            parents = {process.pid for process in processes}
+            listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+            rows = [[int(word) for word in line.split()] for line in listed.splitlines()[1:]]
+            for pid in [pid for pid, parent in rows if pid in parents or parent in parents]:
+                os.kill(pid, signal.SIGTERM)
+            assert {process.wait(10) for process in processes} == {128 + signal.SIGTERM}
+        assert {self.guard(folder).runs["12"].status for folder in folders} == {128 + signal.SIGTERM}
 
     def test_a_wrapper_that_is_killed_notes_no_end(self, tmp_path: Path) -> None:
         with self.running(tmp_path, b"#!/bin/sh\necho ready\nexec sleep 1\n") as process:
