@@ -22,8 +22,8 @@ from pydantic_settings import (
 
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.addresses import is_loopback
+from aiida_marketplace_hpc.directives import parse_duration
 from aiida_marketplace_hpc.errors import ConfigurationError
-from aiida_marketplace_hpc.gateway.backends.directives import parse_duration
 from aiida_marketplace_hpc.gateway.databases import parse_url
 from aiida_marketplace_hpc.gateway.log import LogFormat, LogLevel
 from aiida_marketplace_hpc.gateway.origins import Published, PublishedNames, origin, variable_of

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from aiida_marketplace_hpc.gateway.backends.base import Refused
-from aiida_marketplace_hpc.gateway.backends.directives import (
+from aiida_marketplace_hpc.directives import (
     OPTION_NAMES,
     DirectiveError,
     Directives,
     parse_directives,
     parse_duration,
 )
+from aiida_marketplace_hpc.gateway.backends.base import Refused
 
 SLURM_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 """What may stand in a directive of Slurm as it is: the name of a job, a partition or an account."""

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from aiida_marketplace_hpc.directives import DirectiveError, parse_directives
 from aiida_marketplace_hpc.gateway.backends.base import Refused
-from aiida_marketplace_hpc.gateway.backends.directives import DirectiveError, parse_directives
 from aiida_marketplace_hpc.gateway.backends.wrapper import check_script
 from aiida_marketplace_hpc.testing.machine import Machine
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster

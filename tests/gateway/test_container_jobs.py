@@ -14,8 +14,8 @@ import pytest
 
 from aiida_marketplace_hpc import HpcGateway
 from aiida_marketplace_hpc.client.auth import StaticToken
+from aiida_marketplace_hpc.directives import parse_directives
 from aiida_marketplace_hpc.errors import ConfigurationError, InvalidRequest
-from aiida_marketplace_hpc.gateway.backends.directives import parse_directives
 from aiida_marketplace_hpc.gateway.backends.local import LocalBackend
 from aiida_marketplace_hpc.gateway.config import load
 from aiida_marketplace_hpc.gateway.container import ContainerScripts

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from aiida_marketplace_hpc.directives import parse_directives
 from aiida_marketplace_hpc.errors import ConfigurationError, SubmissionRefused
 from aiida_marketplace_hpc.gateway.backends.base import Refused, Submission
-from aiida_marketplace_hpc.gateway.backends.directives import parse_directives
 from aiida_marketplace_hpc.gateway.backends.local_job import read_request
 from aiida_marketplace_hpc.gateway.backends.slurm_commands import sbatch_arguments
 from aiida_marketplace_hpc.gateway.config import load

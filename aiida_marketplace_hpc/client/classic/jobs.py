@@ -24,6 +24,7 @@ from aiida_marketplace_hpc.client.classic.journal import Folder, FolderState
 from aiida_marketplace_hpc.client.classic.names import CANCEL, JOB_SCRIPT
 from aiida_marketplace_hpc.client.classic.records import End, Records
 from aiida_marketplace_hpc.client.classic.script import Plan, all_pieces, make_script
+from aiida_marketplace_hpc.directives import DirectiveError
 from aiida_marketplace_hpc.errors import (
     ConfigurationError,
     Conflict,
@@ -36,7 +37,6 @@ from aiida_marketplace_hpc.errors import (
     Unauthorized,
     Unavailable,
 )
-from aiida_marketplace_hpc.gateway.backends.directives import DirectiveError
 from aiida_marketplace_hpc.protocol import JOB_FIELDS
 
 Json = dict[str, Any]

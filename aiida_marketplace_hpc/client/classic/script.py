@@ -13,9 +13,7 @@ from importlib import resources
 from aiida_marketplace_hpc.client.classic.journal import Node
 from aiida_marketplace_hpc.client.classic.names import piece_name
 from aiida_marketplace_hpc.client.classic.tree import Piece, Pieces
-
-# What the #SBATCH lines of a script mean is known where the gateway reads them; nothing else of the gateway is needed.
-from aiida_marketplace_hpc.gateway.backends.directives import Directives, parse_directives
+from aiida_marketplace_hpc.directives import Directives, parse_directives
 
 _INTERPRETER = re.compile(rb"#![ \t]*([^ \t\n]*)[ \t]*([^\n]*)")
 _APPEND = b"#SBATCH --open-mode=append"

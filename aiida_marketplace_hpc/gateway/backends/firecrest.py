@@ -17,6 +17,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from aiida_marketplace_hpc.directives import DirectiveError, Directives, parse_directives
 from aiida_marketplace_hpc.gateway.backends.accounting import COLUMNS, format_time, make_row
 from aiida_marketplace_hpc.gateway.backends.base import (
     Backend,
@@ -30,7 +31,6 @@ from aiida_marketplace_hpc.gateway.backends.base import (
     Unknown,
     is_in,
 )
-from aiida_marketplace_hpc.gateway.backends.directives import DirectiveError, Directives, parse_directives
 from aiida_marketplace_hpc.gateway.backends.guard import Guard, parse_guard
 from aiida_marketplace_hpc.gateway.backends.slurm_commands import observe_guard
 from aiida_marketplace_hpc.gateway.backends.slurm_refusals import read_failure

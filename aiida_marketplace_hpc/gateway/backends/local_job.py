@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
+from aiida_marketplace_hpc.directives import DirectiveError, Directives, parse_directives
 from aiida_marketplace_hpc.gateway.backends.accounting import COLUMNS, format_time, make_row
 from aiida_marketplace_hpc.gateway.backends.base import Observation, Refused, Submission
-from aiida_marketplace_hpc.gateway.backends.directives import DirectiveError, Directives, parse_directives
 from aiida_marketplace_hpc.gateway.backends.environment import job_environment
 from aiida_marketplace_hpc.gateway.backends.local_spool import SpooledJob
 from aiida_marketplace_hpc.gateway.backends.slurm_states import STATES

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from aiida_marketplace_hpc.directives import DirectiveError, Directives, parse_directives
 from aiida_marketplace_hpc.gateway.backends.base import (
     Backend,
     Deferred,
@@ -26,7 +27,6 @@ from aiida_marketplace_hpc.gateway.backends.base import (
     Trace,
     is_in,
 )
-from aiida_marketplace_hpc.gateway.backends.directives import DirectiveError, Directives, parse_directives
 from aiida_marketplace_hpc.gateway.backends.environment import job_environment
 from aiida_marketplace_hpc.gateway.backends.guard import read_guards
 from aiida_marketplace_hpc.gateway.backends.slurm_commands import (

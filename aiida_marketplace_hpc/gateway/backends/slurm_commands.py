@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
+from aiida_marketplace_hpc.directives import Directives, parse_duration
 from aiida_marketplace_hpc.gateway.backends.accounting import COLUMNS, clean_row, format_time, make_row
 from aiida_marketplace_hpc.gateway.backends.base import Observation, SchedulerDown, Unknown, is_in
-from aiida_marketplace_hpc.gateway.backends.directives import Directives, parse_duration
 from aiida_marketplace_hpc.gateway.backends.guard import Guard
 from aiida_marketplace_hpc.gateway.backends.slurm_refusals import plain_words, read_failure
 from aiida_marketplace_hpc.gateway.backends.slurm_states import combine, read_state

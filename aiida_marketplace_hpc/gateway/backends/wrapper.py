@@ -19,8 +19,8 @@ import posixpath
 import re
 import shlex
 
+from aiida_marketplace_hpc.directives import Directives
 from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, Submission, Trace
-from aiida_marketplace_hpc.gateway.backends.directives import Directives
 
 EXIT_SECOND_COPY = 75
 """Exit code of a copy that found the guard taken by another job."""

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
+from aiida_marketplace_hpc.directives import parse_directives
 from aiida_marketplace_hpc.gateway.backends.base import Observation, SchedulerDown, Submission, Trace
-from aiida_marketplace_hpc.gateway.backends.directives import parse_directives
 from aiida_marketplace_hpc.gateway.backends.slurm import SlurmBackend
 from aiida_marketplace_hpc.gateway.backends.slurm_commands import Answer
 from aiida_marketplace_hpc.gateway.backends.wrapper import make_wrapper

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from aiida_marketplace_hpc.directives import Directives
 from aiida_marketplace_hpc.gateway.backends.accounting import COLUMNS
 from aiida_marketplace_hpc.gateway.backends.base import (
     Deferred,
@@ -22,7 +23,6 @@ from aiida_marketplace_hpc.gateway.backends.base import (
     Trace,
     Unknown,
 )
-from aiida_marketplace_hpc.gateway.backends.directives import Directives
 from aiida_marketplace_hpc.gateway.backends.slurm import (
     CLOCK_SKEW,
     IDS_PER_COMMAND,

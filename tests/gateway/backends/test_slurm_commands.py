@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiida_marketplace_hpc.directives import parse_directives
 from aiida_marketplace_hpc.gateway.backends.accounting import COLUMNS
 from aiida_marketplace_hpc.gateway.backends.base import SchedulerDown, Unknown
-from aiida_marketplace_hpc.gateway.backends.directives import parse_directives
 from aiida_marketplace_hpc.gateway.backends.slurm_commands import (
     Answer,
     draw_separator,

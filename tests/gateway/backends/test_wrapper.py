@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from aiida_marketplace_hpc.directives import parse_directives
 from aiida_marketplace_hpc.gateway.backends.base import Deferred, Refused, Submission, Trace
-from aiida_marketplace_hpc.gateway.backends.directives import parse_directives
 from aiida_marketplace_hpc.gateway.backends.guard import Guard, read_guards
 from aiida_marketplace_hpc.gateway.backends.wrapper import (
     EXIT_NO_GUARD,

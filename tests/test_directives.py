@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiida_marketplace_hpc.gateway.backends.directives import DirectiveError, parse_directives, parse_duration
+from aiida_marketplace_hpc.directives import DirectiveError, parse_directives, parse_duration
 
 AIIDA_SCRIPT = b"""\
 #!/bin/bash
