@@ -21,7 +21,15 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 
 from aiida_marketplace_hpc import bundle
-from aiida_marketplace_hpc.errors import Conflict, FileError, GatewayError, InvalidRequest, Unavailable
+from aiida_marketplace_hpc.errors import (
+    Busy,
+    Conflict,
+    FileError,
+    GatewayError,
+    InvalidRequest,
+    Unauthorized,
+    Unavailable,
+)
 from aiida_marketplace_hpc.gateway.backends.base import (
     Backend,
     BackendError,
@@ -45,6 +53,9 @@ from aiida_marketplace_hpc.gateway.storage import AnyFiles
 from aiida_marketplace_hpc.protocol import JobState
 
 logger = logging.getLogger(__name__)
+
+PASSING = (Unavailable, Busy, Unauthorized)
+"""What is raised where a disk that is behind another service cannot be looked at just now: it says nothing about any file."""
 
 GATEWAY = "gateway"
 """What stands in the guard of a job that was given up, in place of a job's id."""
@@ -377,6 +388,12 @@ class Submissions:
         try:
             text, digest = read_script(self._files_of(self._ledger.user(taken.user_id)), taken.folder, taken.script)
             problem = "was changed" if digest != taken.script_digest else None
+        except PASSING as exc:
+            self._ledger.change(
+                taken,
+                {"message": exc.message, "search_first": False, "lease_until": self._now() + self._retry_interval},
+            )
+            return
         except GatewayError as exc:
             problem = f"cannot be read any more ({exc.message})"
         if problem is not None:
@@ -437,9 +454,14 @@ def take_guard(files: AnyFiles, path: str) -> str | None:
 
 
 def read_guard(files: AnyFiles, path: str) -> tuple[str | None, str | None]:
-    """What a guard says: the scheduler's id of the job that took it, and the digest of the script that it ran."""
+    """What a guard says: the scheduler's id of the job that took it, and the digest of the script that it ran.
+
+    :raises GatewayError: the disk does not answer now (:data:`PASSING`), which says nothing about the guard.
+    """
     try:
         content, _ = files.read(path)
+    except PASSING:
+        raise
     except GatewayError:
         return None, None
     with content:

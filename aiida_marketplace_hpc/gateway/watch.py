@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
+from aiida_marketplace_hpc.errors import GatewayError
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError, Observation
 from aiida_marketplace_hpc.gateway.ledger import Ledger, utc_now
 from aiida_marketplace_hpc.gateway.log import about_job
@@ -122,12 +123,20 @@ class Watch:
             evidence = Evidence(about(job, queue.get(identifier)), accounting.get(identifier))
             if evidence.best is not None:
                 self._seen[job.id] = moment
-            if is_second_copy(evidence) and self.follow_guard(job):
+            if is_second_copy(evidence) and self._follows(job):
                 continue
             if new := changes(job, evidence):
                 changed.append((job, {**new, "observed_at": now}))
         if changed:
             self._record(changed)
+
+    def _follows(self, job: Job) -> bool:
+        """Whether what is known is about another copy than the job; also where that is not known now."""
+        try:
+            return self.follow_guard(job)
+        except GatewayError as exc:
+            logger.warning("job %s: its guard cannot be read now: %s", job.id, exc)
+            return True
 
     def _record(self, changed: list[tuple[Job, dict[str, Any]]]) -> None:
         recorded = set(self._ledger.change_all(changed))

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from aiida_marketplace_hpc.errors import Unavailable
 from aiida_marketplace_hpc.gateway.backends.base import Submission
+from aiida_marketplace_hpc.gateway.submission import read_guard
 from aiida_marketplace_hpc.testing.machine import wait_until
 from tests.firecrest.conftest import Remote
 
@@ -62,6 +64,27 @@ def test_g1_nothing_is_proven_while_firecrest_does_not_answer_about_jobs(remote:
     assert remote.end_of(job["jobid"])["state"] == "COMPLETED"
     assert remote.double.calls["submit"] == 2
     assert Path(folder, "executed").read_text() == "ran\n"
+
+
+@pytest.mark.services  # It waits for two of the gateway's attempts.
+def test_g1_what_cannot_be_read_just_now_is_not_taken_for_missing(remote: Remote) -> None:
+    """Neither the script of a job that waits, which would be refused for good, nor its guard, without which it runs again."""
+    folder = remote.script("waits", "echo ran >> executed")
+    remote.double.fail("submit", status=503, message="The scheduler service is unhealthy.")
+    job = remote.client.submit(folder, "run.sh")["jobid"]
+    remote.double.fail("download", status=408)
+    reads = remote.double.calls["download"]
+    wait_until(lambda: remote.double.calls["download"] > reads, within=40, failure=lambda: "nobody tries again")
+    assert remote.end_of(job)["state"] == "COMPLETED"
+    assert Path(folder, "executed").read_text() == "ran\n"
+    files = remote.gateway.files_of(remote.gateway.ledger.users()[0])
+    guard = f"{folder}/.marketplace-hpc-{job}"
+    remote.double.fail("download", status=408, times=2)
+    with pytest.raises(Unavailable):
+        read_guard(files, guard)
+    remote.double.faults.clear()
+    assert read_guard(files, guard)[0] == remote.job(job)["scheduler_id"]
+    assert read_guard(files, f"{folder}/.marketplace-hpc-0") == (None, None)
 
 
 def test_g1_a_job_that_was_given_up_never_runs(remote: Remote) -> None:
