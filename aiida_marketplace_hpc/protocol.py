@@ -33,6 +33,8 @@ EXTENSIONS = (
 )
 """What a gateway of this version offers beyond the nine, as ``getInfo`` announces it, and ``heartbeat``."""
 
+CARRIER = "newTransformation"
+"""The capability in whose body the envelope travels."""
 ENVELOPE = "marketplace_hpc"
 """The reserved key of the body of ``newTransformation``: what it holds is another capability's request, for a platform that
 passes only the nine as published. Nothing else may stand beside it."""

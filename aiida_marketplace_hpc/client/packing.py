@@ -21,14 +21,11 @@ from aiida_marketplace_hpc.client.answer import Answer
 from aiida_marketplace_hpc.client.routes import Target
 from aiida_marketplace_hpc.client.session import Body, Request
 from aiida_marketplace_hpc.errors import IntegrityError
-from aiida_marketplace_hpc.protocol import ENVELOPE
+from aiida_marketplace_hpc.protocol import CARRIER, ENVELOPE
 from aiida_marketplace_hpc.textual import Decoder, encode, encoded_length
 
 T = TypeVar("T")
 Handle = Callable[[Answer], T]
-
-CARRIER = "newTransformation"
-"""The capability in whose body the envelope travels."""
 
 
 @dataclass(frozen=True)

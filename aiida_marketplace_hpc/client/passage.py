@@ -13,10 +13,11 @@ from aiida_marketplace_hpc.client.answer import Answer
 from aiida_marketplace_hpc.client.application import Application, ask_application, described
 from aiida_marketplace_hpc.client.body import BodyLimit
 from aiida_marketplace_hpc.client.info import InfoCache
-from aiida_marketplace_hpc.client.packing import CARRIER, Way, as_text, in_envelope
+from aiida_marketplace_hpc.client.packing import Way, as_text, in_envelope
 from aiida_marketplace_hpc.client.routes import ProxyRoute, Route, Target
 from aiida_marketplace_hpc.client.session import GatewaySession, Request
 from aiida_marketplace_hpc.errors import Forbidden, InvalidRequest, MarketplaceHpcError, NotFound, NotSupported, Phase
+from aiida_marketplace_hpc.protocol import CARRIER
 
 T = TypeVar("T")
 Json = dict[str, Any]

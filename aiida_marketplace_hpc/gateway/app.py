@@ -40,7 +40,7 @@ from aiida_marketplace_hpc.gateway.access import Access, AccessLog, Json, error_
 from aiida_marketplace_hpc.gateway.auth import bearer_token
 from aiida_marketplace_hpc.gateway.config import MAX_JSON, MIB, Settings
 from aiida_marketplace_hpc.gateway.document import document
-from aiida_marketplace_hpc.gateway.envelope import CARRIER, enclosed, opened
+from aiida_marketplace_hpc.gateway.envelope import enclosed, opened
 from aiida_marketplace_hpc.gateway.limits import Limits
 from aiida_marketplace_hpc.gateway.metrics import CONTENT_TYPE, TRANSFERS
 from aiida_marketplace_hpc.gateway.pages import POLICY, api_page, front_page
@@ -48,7 +48,7 @@ from aiida_marketplace_hpc.gateway.people.routes import People
 from aiida_marketplace_hpc.gateway.routes import HANDLERS
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Later, Note, Route, Stream, parse_parameters
 from aiida_marketplace_hpc.gateway.service import Caller, Gateway
-from aiida_marketplace_hpc.protocol import CAPABILITIES, ENVELOPE, RELAY_HEADER, Capability
+from aiida_marketplace_hpc.protocol import CAPABILITIES, CARRIER, ENVELOPE, RELAY_HEADER, Capability
 from aiida_marketplace_hpc.versions import check_client
 
 logger = logging.getLogger(__name__)

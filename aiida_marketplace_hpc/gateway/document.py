@@ -8,9 +8,9 @@ from typing import Any
 from aiida_marketplace_hpc import __version__, bundle
 from aiida_marketplace_hpc.errors import GatewayError, all_gateway_errors
 from aiida_marketplace_hpc.gateway.config import Settings
-from aiida_marketplace_hpc.gateway.envelope import CARRIER
 from aiida_marketplace_hpc.protocol import (
     CAPABILITIES,
+    CARRIER,
     CREATE_FIELDS_PUBLISHED,
     ENVELOPE,
     ENVELOPE_FIELDS,

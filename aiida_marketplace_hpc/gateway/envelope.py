@@ -15,11 +15,8 @@ from urllib.parse import quote, urlencode
 
 from aiida_marketplace_hpc.errors import InvalidRequest, TooLarge
 from aiida_marketplace_hpc.gateway.routes.call import Body, Stream, parse_parameters
-from aiida_marketplace_hpc.protocol import BY_NAME, DIGEST_HEADER, ENVELOPE, ENVELOPE_FIELDS, Capability
+from aiida_marketplace_hpc.protocol import BY_NAME, CARRIER, DIGEST_HEADER, ENVELOPE, ENVELOPE_FIELDS, Capability
 from aiida_marketplace_hpc.textual import Decoder, encode, encoded_length
-
-CARRIER = "newTransformation"
-"""The capability whose body the envelope is."""
 
 
 @dataclass(frozen=True)

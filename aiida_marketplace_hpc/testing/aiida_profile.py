@@ -25,6 +25,7 @@ from aiida_marketplace_hpc.testing.machine import (
     tail,
     wait_until,
 )
+from aiida_marketplace_hpc.testing.rig import Rig
 
 FAST: Mapping[str, int] = {"runner.poll.interval": 1, "transport.task_retry_initial_interval": 1, "daemon.timeout": 10}
 """Options of AiiDA with which little is waited for: how often a process is looked after, and after which time a failed
@@ -55,7 +56,7 @@ class ProcessOutcome:
         return self.state in ("finished", "excepted", "killed")
 
 
-class AiidaProfile:
+class AiidaProfile(Rig):
     """An AiiDA configuration directory with one profile, apart from any other on this machine.
 
     Everything runs in processes of its own with an environment of its own: nothing of the tests' environment gets in, no
@@ -88,17 +89,6 @@ class AiidaProfile:
         self._mark = secrets.token_hex(8)
         self._scripts = 0
         self._temporary = Path()
-
-    def __enter__(self) -> AiidaProfile:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def start(self) -> None:
         """Create the profile, as ``verdi presto`` does: with a user, and with this machine as the computer ``localhost``.

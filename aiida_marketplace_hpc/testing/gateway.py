@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from aiida_marketplace_hpc.testing.machine import Machine, RigError, free_ports, tail, wait_until
+from aiida_marketplace_hpc.testing.rig import Rig
 
 if TYPE_CHECKING:
     from aiida_marketplace_hpc.testing.oidc import OidcProvider
@@ -49,7 +50,7 @@ class ServedRequest:
     client: str | None
 
 
-class GatewayProcess:
+class GatewayProcess(Rig):
     """``marketplace-hpc gateway serve`` on a machine.
 
     Its state, and with it jobs and users, lasts from one start to the next; :meth:`close` removes it.
@@ -108,17 +109,6 @@ class GatewayProcess:
         self._shares_state_of = None if own_state else beside
         self.state = ""
         self._log_directory = Path()
-
-    def __enter__(self) -> GatewayProcess:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     @property
     def url(self) -> str:

@@ -17,6 +17,7 @@ from aiida_marketplace_hpc.testing.machine import (
     tail,
     wait_until,
 )
+from aiida_marketplace_hpc.testing.rig import Rig
 
 _DEBIAN = Path("/usr/lib/postgresql")
 _USER = "gateway"
@@ -32,7 +33,7 @@ _SETTINGS = {
 }
 
 
-class PostgreSql:
+class PostgreSql(Rig):
     """One server of PostgreSQL on a machine, on 127.0.0.1 only; a context manager.
 
     What it keeps lasts from one start to the next, and is removed with the machine's own directories.
@@ -65,17 +66,6 @@ class PostgreSql:
     @property
     def _authority(self) -> str:
         return f"{_USER}:{quote(self.password, safe='')}@127.0.0.1:{self._port}"
-
-    def __enter__(self) -> PostgreSql:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def start(self, within: float = 60.0) -> None:
         """Start it and wait until it lets in.

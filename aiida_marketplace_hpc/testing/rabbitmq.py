@@ -18,12 +18,13 @@ from aiida_marketplace_hpc.testing.machine import (
     tail,
     wait_until,
 )
+from aiida_marketplace_hpc.testing.rig import Rig
 
 _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _USER = "relay"
 
 
-class RabbitMq:
+class RabbitMq(Rig):
     """One node of RabbitMQ on a machine, on 127.0.0.1 only; a context manager.
 
     What it keeps lasts from one start to the next, and is removed with the machine's own directories.
@@ -55,17 +56,6 @@ class RabbitMq:
     def tls_url(self) -> str:
         """Its address for TLS."""
         return self.url.replace("amqp:", "amqps:").replace(f":{self._port}/", f":{self._tls_port}/")
-
-    def __enter__(self) -> RabbitMq:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def start(self, within: float = 60.0) -> None:
         """Start it and wait until it lets in.

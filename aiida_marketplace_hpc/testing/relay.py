@@ -23,11 +23,12 @@ import pika.exceptions
 from aiida_marketplace_hpc.gateway.relay import ToGateway
 from aiida_marketplace_hpc.gateway.relay_messages import read_request
 from aiida_marketplace_hpc.testing.machine import Machine, RigError, tail, wait_until
+from aiida_marketplace_hpc.testing.rig import Rig
 
 _READY = re.compile(r"^relaying to \S+$", re.MULTILINE)
 
 
-class RelayProcess:
+class RelayProcess(Rig):
     """``marketplace-hpc gateway relay`` in a process of its own; a context manager.
 
     :param broker: the broker's address, with name and password.
@@ -43,17 +44,6 @@ class RelayProcess:
         self._env = {"PYTHONUNBUFFERED": "1", "MARKETPLACE_HPC_RELAY_BROKER": broker, **(env or {})}
         self._folder = Path(tempfile.mkdtemp(prefix="mphpc-relay-"))
         self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> RelayProcess:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     @property
     def log(self) -> str:
