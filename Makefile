@@ -35,10 +35,12 @@ demo: $(VENV)/.demo
 	$(BIN)/marketplace-hpc demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not services" --durations=10
+	$(BIN)/python -m pytest -m "not services and not alone" -n 3 --dist loadfile --durations=10
+	$(BIN)/python -m pytest -m "alone and not services"
 
 test-services: $(VENV)/.dev
-	$(BIN)/python -m pytest -m services --durations=0
+	$(BIN)/python -m pytest -m "services and not alone" -n 3 --dist loadfile --durations=0
+	$(BIN)/python -m pytest -m "services and alone" --durations=0
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak $(SOAK)

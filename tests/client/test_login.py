@@ -496,6 +496,7 @@ def worker(store: LoginStore, seconds: float) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.alone
 def test_processes_that_share_a_login_renew_it_once_per_expiry(store: LoginStore) -> None:
     with OidcProvider(lifetime=1.5) as provider:
         keep(provider, store, RealClock())

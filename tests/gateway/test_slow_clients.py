@@ -18,6 +18,8 @@ from aiida_marketplace_hpc.testing.backend import FakeBackend
 from aiida_marketplace_hpc.testing.machine import wait_until
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
 
+pytestmark = pytest.mark.alone
+
 AUTHORIZATION = f"Authorization: Bearer {TOKENS[ALICE]}"
 PATIENCE = 0.3
 RATE = 1000

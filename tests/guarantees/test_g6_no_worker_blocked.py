@@ -27,6 +27,8 @@ from aiida_marketplace_hpc.testing.served import ServedGateway
 from aiida_marketplace_hpc.testing.stalls import LoopWatch, Stall
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
 
+pytestmark = pytest.mark.alone
+
 DAEMON_STOP = 30.0
 """Seconds after which a stopped daemon is killed."""
 

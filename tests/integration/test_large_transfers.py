@@ -18,7 +18,7 @@ from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.machine import Machine, process_table, wait_until
 from aiida_marketplace_hpc.testing.proxy import FaultyProxy
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.services, pytest.mark.alone, pytest.mark.timeout(900)]
 
 MIB = 1024 * 1024
 SIZE = 1024 * MIB

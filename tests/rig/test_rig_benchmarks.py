@@ -20,6 +20,7 @@ PROGRAMS = {"nginx": "nginx-light", "sshd": "openssh-server", "ssh": "openssh-cl
 
 
 @pytest.mark.services
+@pytest.mark.alone
 @pytest.mark.timeout(400)
 def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
     try:

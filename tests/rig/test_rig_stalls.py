@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from aiida_marketplace_hpc.testing import machine, stalls
 from aiida_marketplace_hpc.testing.machine import RigError, wait_until
 from aiida_marketplace_hpc.testing.stalls import LoopWatch
+
+pytestmark = pytest.mark.alone
 
 
 def never() -> bool:

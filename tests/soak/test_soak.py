@@ -19,6 +19,7 @@ from tests.soak.campaign import BLOWS, LATE, Plan, set_up
 
 
 @pytest.mark.services
+@pytest.mark.alone
 @pytest.mark.timeout(240)
 def test_calculations_run_once_whoever_is_killed_while_they_are_submitted(
     slurm_cluster: SlurmCluster, tmp_path: Path
