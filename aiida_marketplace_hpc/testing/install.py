@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ GROUPS = {
 """What a short name stands for; any other name is that of a Debian package."""
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
+_LOCK = Path("/var/lib/dpkg/marketplace-hpc-lock")
 
 
 def install(*names: str) -> list[str]:
@@ -39,7 +41,11 @@ def install(*names: str) -> list[str]:
     if not is_root_on_debian():
         command = f"sudo apt-get install --no-install-recommends {' '.join(missing)}"
         raise NotPossibleHere(f"not installed: {', '.join(missing)}", command)
-    with _no_daemons():
+    with _alone(), _no_daemons():
+        # Somebody else may have been faster.
+        missing = [package for package in missing if not _installed(package)]
+        if not missing:
+            return []
         # A machine that has never asked, or asked long ago, does not know where the packages are now.
         if _apt("install", *missing).returncode:
             _checked(_apt("update"))
@@ -70,6 +76,14 @@ def _checked(done: subprocess.CompletedProcess[str]) -> None:
         raise RigError(
             f"{' '.join(done.args)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         )
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Wait until no other process of tests installs anything: apt's own locks do not cover all that it does."""
+    with _LOCK.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,30 @@ def test_what_is_there_is_not_installed_again() -> None:
     if not Path("/etc/debian_version").exists():
         pytest.skip("only Debian has its packages")
     assert install.install("coreutils", "util-linux") == []
+
+
+def test_two_at_once_install_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that comes first also forbids and allows daemons; the other finds the package there."""
+    policy, there, calls = tmp_path / "policy-rc.d", threading.Event(), []
+
+    def apt(command: str, *packages: str) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        assert policy.exists()
+        both.wait(0.2)  # As long as the other one would need to begin.
+        there.set()
+        return subprocess.CompletedProcess([], 0)
+
+    both = threading.Event()
+    monkeypatch.setattr(install, "_POLICY", policy)
+    monkeypatch.setattr(install, "_LOCK", tmp_path / "lock")
+    monkeypatch.setattr(install, "_apt", apt)
+    monkeypatch.setattr(install, "_installed", lambda _: there.is_set())
+    monkeypatch.setattr(install, "is_root_on_debian", lambda: True)
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(install.install, "a-package") for _ in range(2)]
+    assert sorted(len(one.result()) for one in done) == [0, 1]
+    assert calls == ["install"]
+    assert not policy.exists()
 
 
 def test_daemons_are_forbidden_only_while_packages_are_installed(
