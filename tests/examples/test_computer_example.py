@@ -15,6 +15,8 @@ from aiida_marketplace_hpc.testing.aiida_profile import AiidaProfile
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.machine import Machine
 
+pytestmark = pytest.mark.services  # It takes long.
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "computer"
 
 
@@ -53,7 +55,6 @@ def test_after_the_three_steps_the_cluster_calculates(set_up: AiidaProfile) -> N
     assert "4 + 5 = 9" in set_up.python(EXAMPLE / "add.py", "bash@cluster").stdout
 
 
-@pytest.mark.services
 def test_the_study_of_the_demo_runs_on_any_computer(set_up: AiidaProfile, tmp_path: Path) -> None:
     """As the demo says at its end."""
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")

@@ -21,6 +21,8 @@ from aiida_marketplace_hpc.testing.platform import APP_ID, Platform
 from aiida_marketplace_hpc.testing.proxy import FaultyProxy
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 
+pytestmark = pytest.mark.services  # It takes long.
+
 HEARTBEAT = "0.25"
 MIB = 1024 * 1024
 
@@ -51,7 +53,7 @@ class ClassicInstallation(Installation):
         )
 
 
-@pytest.fixture(scope="module", params=["local", pytest.param("slurm", marks=pytest.mark.services)])
+@pytest.fixture(scope="module", params=["local", "slurm"])
 def classic_site(request: pytest.FixtureRequest, cluster_machine: Machine) -> Iterator[Site]:
     """A classic gateway on each backend."""
     slurm: SlurmCluster | None = request.getfixturevalue("slurm_cluster") if request.param == "slurm" else None
