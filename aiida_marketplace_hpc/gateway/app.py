@@ -154,7 +154,6 @@ def _endpoint(
 ) -> Callable[[Request], Awaitable[Response]]:
     handler = HANDLERS[capability.name]
     settings = gateway.settings
-    roots = {root.name for root in settings.roots}
 
     async def endpoint(request: Request) -> Response:
         request.state.capability = capability.name
@@ -167,11 +166,8 @@ def _endpoint(
                 program_log.note(user=caller.user.email)
                 limits.admit(caller.user.id)
                 request.state.at_end.callback(limits.release, caller.user.id)
-            if (direction := TRANSFERS.get(capability.name)) is not None:
-                request.state.at_end.enter_context(gateway.metrics.transfer(direction))
             parameters = parse_parameters(capability, request.path_params, _query(request))
-            if parameters.get("jobid") not in roots:
-                program_log.note(jobid=parameters.get("jobid"))
+            _note(gateway, request, capability, parameters)
             async with AsyncExitStack() as resources:
                 fields = await _json(request) if capability.body == "json" else {}
                 body = await _file(request, settings, resources) if capability.body == "file" else None
@@ -198,6 +194,15 @@ def _endpoint(
             return error_response(exc)
 
     return endpoint
+
+
+def _note(gateway: Gateway, request: Request, capability: Capability, parameters: Mapping[str, Any]) -> None:
+    """Let figures and log know what a request is about, by itself or in the envelope."""
+    if (direction := TRANSFERS.get(capability.name)) is not None:
+        request.state.at_end.enter_context(gateway.metrics.transfer(direction))
+    jobid = parameters.get("jobid")
+    if all(jobid != root.name for root in gateway.settings.roots):
+        program_log.note(jobid=jobid)
 
 
 async def _caller(gateway: Gateway, request: Request) -> Caller:
@@ -250,6 +255,10 @@ def _inside(request: Request, call: Call) -> dict[str, Any] | Later | Response:
     """Carry out what is in the envelope. The log says what that was, and not what it came in."""
     inside = opened(call.json, call.gateway.settings.request_limit * MIB)
     request.state.capability, request.state.query = inside.capability.name, loggable(inside.query.encode("ascii"))
+    _note(call.gateway, request, inside.capability, inside.parameters)
+    if inside.capability.body == "file":
+        # It has come before it was known what it is.
+        call.gateway.metrics.transferred("in", inside.size)
     answer = HANDLERS[inside.capability.name](
         replace(call, parameters=inside.parameters, json=inside.fields, body=inside.body)
     )

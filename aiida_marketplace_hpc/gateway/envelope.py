@@ -25,6 +25,7 @@ class Enclosed:
 
     :param parameters: converted to their types.
     :param query: the parameters as the query of an address has them, for the log.
+    :param size: bytes of the file as they came, as base64.
     """
 
     capability: Capability
@@ -32,6 +33,7 @@ class Enclosed:
     query: str
     fields: Mapping[str, Any]
     body: Body | None
+    size: int = 0
 
 
 def opened(letter: Mapping[str, Any], limit: int) -> Enclosed:
@@ -58,22 +60,23 @@ def opened(letter: Mapping[str, Any], limit: int) -> Enclosed:
     fields, content = envelope.get("fields", {}), envelope.get("content")
     if not isinstance(fields, dict) or (fields and capability.body != "json"):
         raise InvalidRequest(f"{capability.name} has no fields, or they are no object")
-    body = None
+    body: Body | None = None
+    size = 0
     if capability.body == "file":
-        body = _file(content, limit)
+        body, size = _file(content, limit)
     elif content is not None:
         raise InvalidRequest(f"{capability.name} has no content")
-    return Enclosed(capability, parse_parameters(capability, given, given), _as_query(given), fields, body)
+    return Enclosed(capability, parse_parameters(capability, given, given), _as_query(given), fields, body, size)
 
 
-def _file(content: Any, limit: int) -> Body:
+def _file(content: Any, limit: int) -> tuple[Body, int]:
     if not isinstance(content, str) or not content.isascii():
         raise InvalidRequest(f"the content in {ENVELOPE} is base64")
     if len(content) > encoded_length(limit):
         raise TooLarge(
             f"a file in one request has at most {limit} bytes here: send less at once, or ask who runs the gateway"
         )
-    return Body(Decoder(BytesIO(content.encode("ascii")).read).read)
+    return Body(Decoder(BytesIO(content.encode("ascii")).read).read), len(content)
 
 
 def _as_query(given: Mapping[str, str]) -> str:

@@ -161,6 +161,20 @@ def test_the_log_says_what_was_asked_for(served: ServedGateway) -> None:
     assert [line["operation"] for line in served.operations()] == ["remove"]
 
 
+def test_figures_count_what_was_asked_for(tmp_path: Any) -> None:
+    with ServedGateway(tmp_path, FakeBackend(), metrics=True) as served:
+        parameters = {"jobid": "home", "filename": "a"}
+        assert enclosed(served, ALICE, "createDataset", parameters=parameters, content=text(CONTENT)).status_code == 200
+        assert enclosed(served, ALICE, "getDataset", parameters=parameters).status_code == 200
+        lines = requests.get(f"{served.url}/metrics", timeout=20).text.splitlines()
+    shown = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    coded = len(text(CONTENT))
+    assert shown['marketplace_hpc_requests_total{capability="createDataset",status="200"}'] == "1.0"
+    assert float(shown['marketplace_hpc_transfer_bytes_total{direction="in"}']) == coded
+    assert float(shown['marketplace_hpc_transfer_bytes_total{direction="out"}']) > coded
+    assert shown['marketplace_hpc_transfers{direction="out"}'] == "0.0"
+
+
 def test_files_are_limited_as_ever(served: ServedGateway, tmp_path: Any) -> None:
     with ServedGateway(tmp_path / "small", FakeBackend(), request_limit=1, requests_at_once=1) as small:
         asked = {"parameters": {"jobid": "home", "filename": "a"}}
