@@ -32,7 +32,7 @@ AnyPath = str | PurePath
 _MAGIC = re.compile(r"[*?\[]")
 
 
-def _posix(method: Callable[P, R]) -> Callable[P, R]:
+def posix(method: Callable[P, R]) -> Callable[P, R]:
     """Let a method raise what Python's own file functions raise."""
 
     @functools.wraps(method)
@@ -62,6 +62,33 @@ def _is_missing(error: GatewayError) -> bool:
     return isinstance(error, FileError) and error.errno in ("ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "EACCES")
 
 
+def local_goal(remote: str, local: str, kind: str, *, overwrite: bool, wanted: str | None) -> Path:
+    """The name here of what is fetched, as aiida-core's own transports choose it.
+
+    :param kind: what there is at ``remote``: ``file``, ``directory`` or something else.
+    :param wanted: the only kind that is fetched.
+    :raises OSError: it cannot be brought there.
+    """
+    if wanted is not None and kind != wanted:
+        number = errno.EISDIR if kind == "directory" else errno.ENOTDIR
+        raise OSError(number, os.strerror(number), remote)
+    goal = local
+    if kind == "directory":
+        if os.path.exists(local) and not overwrite:
+            raise FileExistsError(errno.EEXIST, "not overwriting what exists", local)
+        if os.path.isfile(local):
+            raise NotADirectoryError(errno.ENOTDIR, "a folder cannot be written into a file", local)
+    if os.path.isdir(local) and wanted != "file":
+        goal = os.path.join(local, os.path.split(remote)[1])
+    elif local.endswith("/") and kind == "file":
+        raise FileNotFoundError(errno.ENOENT, "there is no such local folder", local)
+    if kind == "file":
+        goal = os.path.realpath(goal)
+        if os.path.islink(goal):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), local)
+    return Path(goal)
+
+
 class RemoteDisk:
     """What AiiDA does with a remote disk.
 
@@ -73,7 +100,7 @@ class RemoteDisk:
 
     # Looking
 
-    @_posix
+    @posix
     def whoami(self) -> str:
         """The user's name on the cluster: what ``{username}`` in a computer's work directory stands for."""
         return str(self._gateway.info()["username"])
@@ -90,7 +117,7 @@ class RemoteDisk:
         """Whether there is anything; a dangling link is nothing."""
         return self._type(path) is not None
 
-    @_posix
+    @posix
     def _type(self, path: AnyPath) -> str | None:
         if not str(path):
             return None
@@ -101,17 +128,17 @@ class RemoteDisk:
                 return None
             raise
 
-    @_posix
+    @posix
     def get_attribute(self, path: AnyPath) -> Any:
         """The attributes of a path, of a link itself, as AiiDA's ``FileAttribute``."""
-        return _file_attribute(self._gateway.ask("stat", path=self._absolute(path)))
+        return file_attribute(self._gateway.ask("stat", path=self._absolute(path)))
 
-    @_posix
+    @posix
     def get_mode(self, path: AnyPath) -> int:
         """The permission bits of a path."""
         return stat.S_IMODE(int(self._gateway.ask("stat", path=self._absolute(path))["mode"]))
 
-    @_posix
+    @posix
     def listdir(self, path: AnyPath = ".", pattern: str | None = None) -> list[str]:
         """The names in a folder; with ``pattern``, those that match, relative to the folder."""
         base = self._absolute(path)
@@ -120,7 +147,7 @@ class RemoteDisk:
             return [name.removeprefix(prefix) for name in self._gateway.ask("glob", pattern=full)["paths"]]
         return [str(entry["name"]) for entry in self._gateway.ask("list", path=base)["entries"]]
 
-    @_posix
+    @posix
     def listdir_withattributes(self, path: AnyPath = ".", pattern: str | None = None) -> list[dict[str, Any]]:
         """The entries of a folder, each with ``name``, ``attributes`` and ``isdir`` (links to folders are folders).
 
@@ -137,13 +164,13 @@ class RemoteDisk:
         return [
             {
                 "name": name,
-                "attributes": _file_attribute(entry),
+                "attributes": file_attribute(entry),
                 "isdir": (entry.get("leads_to") if entry["type"] == "symlink" else entry["type"]) == "directory",
             }
             for name, entry in named
         ]
 
-    @_posix
+    @posix
     def glob(self, pathname: AnyPath) -> list[str]:
         """The paths that match a shell pattern; none is no error."""
         return list(self._gateway.ask("glob", pattern=self._absolute(pathname))["paths"])
@@ -152,47 +179,47 @@ class RemoteDisk:
         """The same as an iterator."""
         return iter(self.glob(pathname))
 
-    @_posix
+    @posix
     def normalize(self, path: AnyPath = ".") -> str:
         """The path with links, ``.`` and ``..`` resolved."""
         return str(self._gateway.ask("realpath", path=self._absolute(path))["path"])
 
     # Changing
 
-    @_posix
+    @posix
     def mkdir(self, path: AnyPath, ignore_existing: bool = False) -> None:
         """Make one folder."""
         self._gateway.ask("mkdir", path=self._absolute(path), exist_ok=ignore_existing)
 
-    @_posix
+    @posix
     def makedirs(self, path: AnyPath, ignore_existing: bool = False) -> None:
         """Make a folder and those on the way."""
         wanted = os.path.normpath(self._absolute(path))
         self._gateway.ask("mkdir", path=wanted, parents=True, exist_ok=ignore_existing)
 
-    @_posix
+    @posix
     def rmdir(self, path: AnyPath) -> None:
         """Remove an empty folder."""
         self._gateway.ask("remove", path=self._absolute(path), directory=True)
 
-    @_posix
+    @posix
     def rmtree(self, path: AnyPath) -> None:
         """Remove a folder with all that is in it, or a file; nothing there is no error."""
         self._gateway.ask("remove", path=self._absolute(path), recursive=True, missing_ok=True)
 
-    @_posix
+    @posix
     def remove(self, path: AnyPath) -> None:
         """Remove a file or link."""
         self._gateway.ask("remove", path=self._absolute(path))
 
-    @_posix
+    @posix
     def rename(self, oldpath: AnyPath, newpath: AnyPath) -> None:
         """Rename a file or folder; something at ``newpath`` is an :class:`OSError`."""
-        _given("oldpath", oldpath)
-        _given("newpath", newpath)
+        given("oldpath", oldpath)
+        given("newpath", newpath)
         self._gateway.ask("rename", path=self._absolute(oldpath), target=self._absolute(newpath))
 
-    @_posix
+    @posix
     def symlink(self, remotesource: AnyPath, remotedestination: AnyPath) -> None:
         """Make links: to ``remotesource``, or inside ``remotedestination`` to each path that matches it."""
         source = os.path.normpath(str(remotesource))
@@ -200,20 +227,20 @@ class RemoteDisk:
         if not _MAGIC.search(source):
             self._gateway.ask("symlink", path=goal, target=source)
             return
-        _no_magic(goal)
+        no_magic(goal)
         self._all(
             {"op": "symlink", "path": os.path.join(goal, os.path.basename(found)), "target": found}
             for found in self.glob(source)
         )
 
-    @_posix
+    @posix
     def chmod(self, path: AnyPath, mode: int) -> None:
         """Set the permission bits."""
         if not str(path):
             raise OSError(errno.ENOENT, "no path was given")
         self._gateway.ask("chmod", path=self._absolute(path), mode=mode)
 
-    @_posix
+    @posix
     def copy(
         self, remotesource: AnyPath, remotedestination: AnyPath, dereference: bool = False, recursive: bool = True
     ) -> None:
@@ -221,12 +248,12 @@ class RemoteDisk:
 
         :param recursive: has no effect, as with aiida-core's local transport.
         """
-        _given("remotesource", remotesource)
-        _given("remotedestination", remotedestination)
+        given("remotesource", remotesource)
+        given("remotedestination", remotedestination)
         source, goal = self._absolute(remotesource), self._absolute(remotedestination)
         sources = [source]
         if _MAGIC.search(source):
-            _no_magic(goal)
+            no_magic(goal)
             sources = self.glob(source)
             if len(sources) > 1 and not self.isdir(goal):
                 raise OSError(errno.ENOTDIR, "several paths cannot be copied to the name of one", goal)
@@ -239,25 +266,25 @@ class RemoteDisk:
                 errno.EINVAL, exc.message, goal
             ) from exc  # What a pattern matches is not the caller's nonsense.
 
-    @_posix
+    @posix
     def copyfile(self, remotesource: AnyPath, remotedestination: AnyPath, dereference: bool = False) -> None:
         """Copy the content of a file on the cluster to exactly this name; a link stays a link unless ``dereference``."""
-        _given("remotesource", remotesource)
-        _given("remotedestination", remotedestination)
+        given("remotesource", remotesource)
+        given("remotedestination", remotedestination)
         source, goal = self._absolute(remotesource), self._absolute(remotedestination)
         self._gateway.ask("copy", path=source, target=goal, dereference=dereference, exact=True)
 
-    @_posix
+    @posix
     def copytree(self, remotesource: AnyPath, remotedestination: AnyPath, dereference: bool = False) -> None:
         """Copy a folder on the cluster: to this name, or inside it where it is a folder already."""
-        _given("remotesource", remotesource)
-        _given("remotedestination", remotedestination)
+        given("remotesource", remotesource)
+        given("remotedestination", remotedestination)
         source, goal = self._absolute(remotesource), self._absolute(remotedestination)
         self._gateway.ask("copy", path=source, target=goal, dereference=dereference, directory=True)
 
     # Archives
 
-    @_posix
+    @posix
     def compress(
         self,
         format: str,
@@ -285,7 +312,7 @@ class RemoteDisk:
             dereference=dereference,
         )
 
-    @_posix
+    @posix
     def extract(
         self,
         remotesource: AnyPath,
@@ -332,7 +359,7 @@ class RemoteDisk:
         if not _MAGIC.search(local):
             self._put(local, remote, dereference, overwrite, ignore_missing=ignore_nonexisting)
             return
-        _no_magic(remote)
+        no_magic(remote)
         # Files first: what the gateway says about a file settles whether several things can go there.
         sources = sorted(glob.glob(local), key=os.path.isdir)
         if len(sources) > 1:
@@ -369,11 +396,11 @@ class RemoteDisk:
             raise FileNotFoundError(errno.ENOENT, "the local path does not exist", local)
         self._put_file(local, str(remotepath), overwrite, into=None)
 
-    @_posix
+    @posix
     def _put_file(self, local: str, remote: str, overwrite: bool, into: str | None) -> None:
         transfer.put_file(self._gateway, Path(local), self._absolute(remote), overwrite=overwrite, into=into)
 
-    @_posix
+    @posix
     def puttree(
         self,
         localpath: AnyPath,
@@ -422,7 +449,7 @@ class RemoteDisk:
         if not _MAGIC.search(remote):
             self._get(remote, local, dereference, overwrite, ignore_missing=ignore_nonexisting)
             return
-        _no_magic(local)
+        no_magic(local)
         sources = self.glob(remote)
         if len(sources) > 1 and not os.path.isdir(local):
             raise OSError(errno.ENOTDIR, "several files cannot be downloaded to the name of one", local)
@@ -453,7 +480,7 @@ class RemoteDisk:
         """Download a folder: to this name, or inside it where it is a folder already."""
         self._get(str(remotepath), _local(localpath), dereference, overwrite, wanted="directory")
 
-    @_posix
+    @posix
     def _get(
         self,
         remote: str,
@@ -469,24 +496,7 @@ class RemoteDisk:
 
         def destination(root: Entry) -> Path:
             # Only now is it known whether it is a file or a folder, which decides about its name here.
-            if wanted is not None and root.type != wanted:
-                number = errno.EISDIR if root.type == "directory" else errno.ENOTDIR
-                raise OSError(number, os.strerror(number), remote)
-            goal = local
-            if root.type == "directory":
-                if os.path.exists(local) and not overwrite:
-                    raise FileExistsError(errno.EEXIST, "not overwriting what exists", local)
-                if os.path.isfile(local):
-                    raise NotADirectoryError(errno.ENOTDIR, "a folder cannot be written into a file", local)
-            if os.path.isdir(local) and wanted != "file":
-                goal = os.path.join(local, os.path.split(remote)[1])
-            elif local.endswith("/") and root.type == "file":
-                raise FileNotFoundError(errno.ENOENT, "there is no such local folder", local)
-            if root.type == "file":
-                goal = os.path.realpath(goal)
-                if os.path.islink(goal):
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), local)
-            return Path(goal)
+            return local_goal(remote, local, root.type, overwrite=overwrite, wanted=wanted)
 
         place = self._gateway.place(self._absolute(remote))
         try:
@@ -521,12 +531,12 @@ def _local(path: AnyPath) -> str:
     return text
 
 
-def _given(name: str, path: AnyPath) -> None:
+def given(name: str, path: AnyPath) -> None:
     if not str(path):
         raise ValueError(f"{name} must not be empty")
 
 
-def _no_magic(path: str) -> None:
+def no_magic(path: str) -> None:
     if _MAGIC.search(path):
         raise ValueError(f"a destination cannot have a pattern: {path}")
 
@@ -537,7 +547,7 @@ def _in_folder(base: str, pattern: str) -> tuple[str, str]:
     return prefix, f"{glob.escape(prefix)}{pattern}"
 
 
-def _file_attribute(fields: dict[str, Any]) -> Any:
+def file_attribute(fields: dict[str, Any]) -> Any:
     from aiida.transports.util import FileAttribute
 
     return FileAttribute(

@@ -13,8 +13,9 @@ import os
 import posixpath
 import shutil
 import stat
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from aiida_marketplace_hpc.client.classic.names import (
 )
 from aiida_marketplace_hpc.client.classic.tree import MAGIC, Entry, InJob, Inline, Pieces, Tree
 from aiida_marketplace_hpc.client.classic.view import Place, VirtualDisk
-from aiida_marketplace_hpc.client.files import AnyPath, RemoteDisk, _file_attribute, _given, _no_magic, _posix
+from aiida_marketplace_hpc.client.files import AnyPath, RemoteDisk, file_attribute, given, local_goal, no_magic, posix
 from aiida_marketplace_hpc.client.folder import walk
 from aiida_marketplace_hpc.client.gateway import HpcGateway
 from aiida_marketplace_hpc.errors import IntegrityError, NotSupported, ServerFault
@@ -56,24 +57,24 @@ class ClassicDisk(RemoteDisk):
 
     # Looking
 
-    @_posix
+    @posix
     def whoami(self) -> str:
         """The name of the caller's home on the cluster: what ``{username}`` in a computer's work directory stands for."""
         return self._classic.account().name
 
-    @_posix
+    @posix
     def _type(self, path: AnyPath) -> str | None:
         if not str(path):
             return None
         entry = self._view.find(self._absolute(path))
         return None if entry is None or entry.kind == "symlink" else entry.kind
 
-    @_posix
+    @posix
     def get_attribute(self, path: AnyPath) -> Any:
         """The attributes of a path, of a link itself, as AiiDA's ``FileAttribute``."""
         return _attribute(self._entry(self._absolute(path)))
 
-    @_posix
+    @posix
     def get_mode(self, path: AnyPath) -> int:
         """The permission bits of a path."""
         return self._entry(self._absolute(path)).permissions
@@ -93,15 +94,15 @@ class ClassicDisk(RemoteDisk):
         place = self._view.place(path)
         return place.tree.children(place.path)
 
-    @_posix
+    @posix
     def listdir(self, path: AnyPath = ".", pattern: str | None = None) -> list[str]:
         """The names in a folder; with ``pattern``, those that match, relative to the folder."""
         base = self._absolute(path)
         if pattern:
-            return [found[len(base) + 1 :] for found in self.glob(f"{_escaped(base)}/{pattern}")]
+            return [found[len(base) + 1 :] for found in self.glob(f"{glob.escape(base)}/{pattern}")]
         return list(self._folder_entries(base))
 
-    @_posix
+    @posix
     def listdir_withattributes(self, path: AnyPath = ".", pattern: str | None = None) -> list[dict[str, Any]]:
         """The entries of a folder, each with ``name``, ``attributes`` and ``isdir`` (links to folders are folders)."""
         base = self._absolute(path)
@@ -114,7 +115,7 @@ class ClassicDisk(RemoteDisk):
             for name, entry in named.items()
         ]
 
-    @_posix
+    @posix
     def glob(self, pathname: AnyPath) -> list[str]:
         """The paths that match a shell pattern; none is no error."""
         pattern = self._absolute(pathname)
@@ -124,19 +125,19 @@ class ClassicDisk(RemoteDisk):
             return []
         return [posixpath.join(place.base, found) for found in place.tree.glob(place.path)]
 
-    @_posix
+    @posix
     def normalize(self, path: AnyPath = ".") -> str:
         """The path with ``.`` and ``..`` resolved."""
         return self._absolute(path)
 
     # Changing
 
-    @_posix
+    @posix
     def mkdir(self, path: AnyPath, ignore_existing: bool = False) -> None:
         """Make one folder."""
         self._make(self._absolute(path), ignore_existing, parents=False)
 
-    @_posix
+    @posix
     def makedirs(self, path: AnyPath, ignore_existing: bool = False) -> None:
         """Make a folder and those on the way."""
         self._make(self._absolute(path), ignore_existing, parents=True)
@@ -161,7 +162,7 @@ class ClassicDisk(RemoteDisk):
         self._changeable(path)
         self._classic.journal.put(Node(path, "directory", mtime=time.time()))
 
-    @_posix
+    @posix
     def rmdir(self, path: AnyPath) -> None:
         """Remove an empty folder."""
         place = self._absolute(path)
@@ -169,7 +170,7 @@ class ClassicDisk(RemoteDisk):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), place)
         self._remove(place)
 
-    @_posix
+    @posix
     def rmtree(self, path: AnyPath) -> None:
         """Remove a folder with all that is in it, or a file; nothing there is no error."""
         place = self._absolute(path)
@@ -183,7 +184,7 @@ class ClassicDisk(RemoteDisk):
             return
         self._remove(place)
 
-    @_posix
+    @posix
     def remove(self, path: AnyPath) -> None:
         """Remove a file or link."""
         place = self._absolute(path)
@@ -257,11 +258,11 @@ class ClassicDisk(RemoteDisk):
         except ServerFault:
             return set()  # Some servers cannot list a folder with a file of an odd name.
 
-    @_posix
+    @posix
     def rename(self, oldpath: AnyPath, newpath: AnyPath) -> None:
         """Rename a file or folder before its job is launched; something at ``newpath`` is an :class:`OSError`."""
-        _given("oldpath", oldpath)
-        _given("newpath", newpath)
+        given("oldpath", oldpath)
+        given("newpath", newpath)
         old, new = self._absolute(oldpath), self._absolute(newpath)
         self._entry(old)
         if self._view.find(new, follow=False) is not None:
@@ -276,7 +277,7 @@ class ClassicDisk(RemoteDisk):
         self._carried(old, new)
         self._classic.journal.move(old, new)
 
-    @_posix
+    @posix
     def symlink(self, remotesource: AnyPath, remotedestination: AnyPath) -> None:
         """Make links: to ``remotesource``, or inside ``remotedestination`` to each path that matches it."""
         source = os.path.normpath(str(remotesource))
@@ -284,7 +285,7 @@ class ClassicDisk(RemoteDisk):
         if not MAGIC.search(source):
             self._link(source, goal)
             return
-        _no_magic(goal)
+        no_magic(goal)
         if working_directory(source) is None:
             self._changeable(goal)
             self._put_pattern("links", source, goal)
@@ -311,7 +312,7 @@ class ClassicDisk(RemoteDisk):
                 real = posixpath.join(self._view.real(folder), split[1]).rstrip("/")
         self._classic.journal.put(Node(goal, "symlink", mtime=time.time(), source=real, origin=origin))
 
-    @_posix
+    @posix
     def chmod(self, path: AnyPath, mode: int) -> None:
         """Set the permission bits, before the job is launched."""
         if not str(path):
@@ -326,7 +327,7 @@ class ClassicDisk(RemoteDisk):
             raise NotSupported(f"{place} is copied by the job itself, and its mode cannot be set before")
         self._classic.journal.set_mode(place, mode)
 
-    @_posix
+    @posix
     def copy(
         self, remotesource: AnyPath, remotedestination: AnyPath, dereference: bool = False, recursive: bool = True
     ) -> None:
@@ -334,13 +335,13 @@ class ClassicDisk(RemoteDisk):
 
         :param recursive: has no effect, as with aiida-core's local transport.
         """
-        _given("remotesource", remotesource)
-        _given("remotedestination", remotedestination)
+        given("remotesource", remotesource)
+        given("remotedestination", remotedestination)
         source, goal = self._absolute(remotesource), self._absolute(remotedestination)
         if not MAGIC.search(source):
             self._copy(source, self._inside(source, goal), dereference)
             return
-        _no_magic(goal)
+        no_magic(goal)
         if working_directory(source) is None:
             self._deferred(goal)
             self._require_folder(goal)
@@ -352,18 +353,18 @@ class ClassicDisk(RemoteDisk):
         for path in found:
             self._copy(path, self._inside(path, goal), dereference)
 
-    @_posix
+    @posix
     def copyfile(self, remotesource: AnyPath, remotedestination: AnyPath, dereference: bool = False) -> None:
         """Have the job copy a file to exactly this name when it starts."""
-        _given("remotesource", remotesource)
-        _given("remotedestination", remotedestination)
+        given("remotesource", remotesource)
+        given("remotedestination", remotedestination)
         self._copy(self._absolute(remotesource), self._absolute(remotedestination), dereference)
 
-    @_posix
+    @posix
     def copytree(self, remotesource: AnyPath, remotedestination: AnyPath, dereference: bool = False) -> None:
         """Have the job copy a folder when it starts: to this name, or inside it where it is a folder already."""
-        _given("remotesource", remotesource)
-        _given("remotedestination", remotedestination)
+        given("remotesource", remotesource)
+        given("remotedestination", remotedestination)
         source, goal = self._absolute(remotesource), self._absolute(remotedestination)
         if self._is_known(source) and not self.isdir(source):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), source)
@@ -431,12 +432,13 @@ class ClassicDisk(RemoteDisk):
             jobid = self._classic.job_of(split[0])
             if all(piece.jobid == jobid for piece in node.content.pieces):
                 continue
-            data = bytearray()
-            self._classic.get_pieces(node.content, data.extend)
-            moved = self._classic.put_bytes(jobid, bytes(data))
+            with tempfile.NamedTemporaryFile() as file:
+                self._classic.get_pieces(node.content, file.write)
+                file.flush()
+                moved = self._classic.put(jobid, Path(file.name))
             self._classic.journal.put(Node(**{**vars(node), "content": moved}))
 
-    @_posix
+    @posix
     def compress(self, *args: Any, **kwargs: Any) -> None:
         """There is nobody to do that.
 
@@ -444,7 +446,7 @@ class ClassicDisk(RemoteDisk):
         """
         raise NotSupported("a gateway with only the published capabilities makes no archives: let the job make them")
 
-    @_posix
+    @posix
     def extract(self, *args: Any, **kwargs: Any) -> None:
         """There is nobody to do that.
 
@@ -485,7 +487,7 @@ class ClassicDisk(RemoteDisk):
 
     # Up
 
-    @_posix
+    @posix
     def _put_file(self, local: str, remote: str, overwrite: bool, into: str | None) -> None:
         goal = self._absolute(remote)
         entry = self._view.find(goal)
@@ -511,9 +513,9 @@ class ClassicDisk(RemoteDisk):
         name = goal[len(folder.path) + 1 :]
         if folder.state is FolderState.ENDED or not is_plain(name) or is_ours(name):
             self._changeable(goal)
-        content = local.read_bytes()
-        if len(content) > self._classic.piece:
+        if local.stat().st_size > self._classic.piece:
             raise NotSupported(f"{goal} is too large to be uploaded while the job runs")
+        content = local.read_bytes()
         self._classic.upload(folder.jobid, name, content)
         # It has this very name, as it is a plain one; if it is gone, the job has taken it.
         if self._classic.look(folder.jobid).size_of(name) not in (None, len(content)):
@@ -544,7 +546,7 @@ class ClassicDisk(RemoteDisk):
         self._classic.journal.add_folder(path)
         return self._classic.job_of(path)
 
-    @_posix
+    @posix
     def puttree(
         self,
         localpath: AnyPath,
@@ -594,7 +596,7 @@ class ClassicDisk(RemoteDisk):
 
     # Down
 
-    @_posix
+    @posix
     def _get(
         self,
         remote: str,
@@ -620,26 +622,13 @@ class ClassicDisk(RemoteDisk):
             if ignore_missing:
                 return
             raise _missing(path)
-        if wanted is not None and entry.kind != wanted:
-            number = errno.EISDIR if entry.kind == "directory" else errno.ENOTDIR
-            raise OSError(number, os.strerror(number), remote)
-        goal = local
+        goal = local_goal(remote, local, entry.kind, overwrite=overwrite, wanted=wanted)
         if entry.kind == "directory":
-            if os.path.exists(local) and not overwrite:
-                raise FileExistsError(errno.EEXIST, "not overwriting what exists", local)
-            if os.path.isfile(local):
-                raise NotADirectoryError(errno.ENOTDIR, "a folder cannot be written into a file", local)
-        if os.path.isdir(local) and wanted != "file":
-            goal = os.path.join(local, os.path.split(remote)[1])
-        elif local.endswith("/") and entry.kind == "file":
-            raise FileNotFoundError(errno.ENOENT, "there is no such local folder", local)
-        if entry.kind == "directory":
-            self._get_folder(place, place.path, Path(goal), dereference)
+            self._get_folder(place, place.path, goal, dereference)
             return
-        goal = os.path.realpath(goal)
-        if os.path.exists(goal) and not overwrite:
-            raise FileExistsError(errno.EEXIST, "not overwriting what exists", goal)
-        self._get_file(path, entry, Path(goal), None)
+        if goal.exists() and not overwrite:
+            raise FileExistsError(errno.EEXIST, "not overwriting what exists", str(goal))
+        self._get_file(path, entry, goal, None)
 
     def _get_folder(self, place: Place, path: str, goal: Path, dereference: bool) -> None:
         goal.mkdir(parents=True, exist_ok=True)
@@ -703,7 +692,7 @@ class ClassicDisk(RemoteDisk):
         if content.digest is None and content.exact and size != entry.size:
             raise IntegrityError(f"{path} has {size} bytes and not {entry.size}, as it had when its job ended")
 
-    def _parts(self, path: str, content: InJob) -> list[bytes] | Any:
+    def _parts(self, path: str, content: InJob) -> Iterable[bytes]:
         if content.handed_out:
             return (self._classic.download(content.jobid, name) for name in content.pieces)
         if not can_be_asked_for(content.path):
@@ -740,10 +729,6 @@ def _missing(path: str) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
-def _escaped(path: str) -> str:
-    return glob.escape(path)
-
-
 def _attribute(entry: Entry) -> Any:
     types = {"directory": stat.S_IFDIR, "symlink": stat.S_IFLNK, "file": stat.S_IFREG}
     fields = {
@@ -754,4 +739,4 @@ def _attribute(entry: Entry) -> Any:
         "atime": entry.mtime,
         "mtime": entry.mtime,
     }
-    return _file_attribute(fields)
+    return file_attribute(fields)

@@ -17,7 +17,7 @@ from typing import Any
 from aiida_marketplace_hpc.client.answer import Answer
 from aiida_marketplace_hpc.client.body import BytesBody, FormBody, open_regular
 from aiida_marketplace_hpc.client.classic.journal import Folder, FolderState, Journal
-from aiida_marketplace_hpc.client.classic.names import END, RESERVED, piece_name
+from aiida_marketplace_hpc.client.classic.names import END, piece_name
 from aiida_marketplace_hpc.client.classic.records import End, Records, read_end, read_records
 from aiida_marketplace_hpc.client.classic.tree import Piece, Pieces
 from aiida_marketplace_hpc.client.gateway import HpcGateway, Place
@@ -339,8 +339,3 @@ def _number(text: object) -> int | None:
         return int(str(text))
     except ValueError:
         return None
-
-
-def is_listed(name: str) -> bool:
-    """Whether a name in a listing is one of the user's files."""
-    return not name.startswith(RESERVED)
