@@ -49,13 +49,6 @@ def transport(classic: ServedGateway) -> Iterator[MarketplaceHpcTransport]:
         yield transport
 
 
-@pytest.fixture
-def scheduler(transport: MarketplaceHpcTransport) -> MarketplaceHpcScheduler:
-    scheduler = MarketplaceHpcScheduler()
-    scheduler.set_transport(transport)
-    return scheduler
-
-
 NewCalculation = Callable[[], Calculation]
 
 
@@ -233,6 +226,16 @@ def test_a_job_over_its_time_limit(new: NewCalculation) -> None:
     assert code is not None
     assert code.status == 120
     assert calculation.get("partial") == b"partial\n"
+
+
+def test_a_large_file_is_copied_to_another_calculation_that_has_not_begun(new: NewCalculation) -> None:
+    first, second = new(), new()
+    large = b"x" * (6 * MIB) + b"y"
+    first.put("large", large)
+    second.transport.copy(f"{first.work}/large", f"{second.work}/copied")
+    second.submit("tail -c 1 copied; wc -c < copied", ["_scheduler-stdout.txt"])
+    assert second.wait()["state"] == "COMPLETED"
+    assert second.get("_scheduler-stdout.txt").split() == [f"y{len(large)}".encode()]
 
 
 def test_the_folder_can_be_filled_again_after_a_failed_upload(new: NewCalculation) -> None:
