@@ -23,8 +23,7 @@ Path(_CONFIGURATION.name, ".aiida").mkdir()
 
 from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler  # noqa: E402
 from aiida_marketplace_hpc.testing.backend import FakeBackend  # noqa: E402
-from aiida_marketplace_hpc.testing.install import install  # noqa: E402
-from aiida_marketplace_hpc.testing.machine import Machine, RigError, is_root_on_debian  # noqa: E402
+from aiida_marketplace_hpc.testing.machine import Machine  # noqa: E402
 from aiida_marketplace_hpc.testing.postgresql import PostgreSql  # noqa: E402
 from aiida_marketplace_hpc.testing.rabbitmq import RabbitMq  # noqa: E402
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway  # noqa: E402
@@ -98,19 +97,9 @@ def copied(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
 @pytest.fixture(scope="session")
 def broker(cluster_machine: Machine) -> Iterator[RabbitMq]:
     """A real RabbitMQ."""
-    from aiida_marketplace_hpc.testing.fixtures import give_up  # A plugin, which pytest is to import first.
+    from aiida_marketplace_hpc.testing.fixtures import started  # A plugin, which pytest is to import first.
 
-    try:
-        if is_root_on_debian():
-            install("rabbitmq")
-        broker = RabbitMq(cluster_machine)
-        broker.start()
-    except RigError as exc:
-        give_up(exc)
-    try:
-        yield broker
-    finally:
-        broker.close()
+    yield from started("rabbitmq", RabbitMq(cluster_machine))
 
 
 @pytest.fixture

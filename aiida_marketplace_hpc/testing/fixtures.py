@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
@@ -28,7 +28,10 @@ from aiida_marketplace_hpc.testing.machine import (
 )
 from aiida_marketplace_hpc.testing.oidc import OidcProvider
 from aiida_marketplace_hpc.testing.postgresql import PostgreSql
+from aiida_marketplace_hpc.testing.rig import Rig
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
+
+R = TypeVar("R", bound=Rig)
 
 
 def give_up(error: RigError) -> NoReturn:
@@ -84,20 +87,25 @@ def slurm_cluster(cluster_machine: Machine) -> Iterator[SlurmCluster]:
         cluster.stop()
 
 
+def started(package: str, rig: R) -> Iterator[R]:
+    """Install what a rig needs, start it, and end it; for fixtures. Where that is impossible the test is given up."""
+    try:
+        if is_root_on_debian():
+            install(package)
+        rig.start()
+    except RigError as exc:
+        rig.close()
+        give_up(exc)
+    try:
+        yield rig
+    finally:
+        rig.close()
+
+
 @pytest.fixture(scope="session")
 def postgresql_server(cluster_machine: Machine) -> Iterator[PostgreSql]:
     """A real PostgreSQL on :func:`cluster_machine`; make databases in it. A test that kills one starts its own."""
-    try:
-        if is_root_on_debian():
-            install("postgresql")
-        server = PostgreSql(cluster_machine)
-        server.start()
-    except RigError as exc:
-        give_up(exc)
-    try:
-        yield server
-    finally:
-        server.close()
+    yield from started("postgresql", PostgreSql(cluster_machine))
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,8 @@ from aiida_marketplace_hpc.testing.machine import (
     NotPossibleHere,
     RigError,
     free_ports,
-    tail,
-    wait_until,
 )
-from aiida_marketplace_hpc.testing.rig import Rig
+from aiida_marketplace_hpc.testing.server import Server
 
 _DEBIAN = Path("/usr/lib/postgresql")
 _USER = "gateway"
@@ -33,18 +31,21 @@ _SETTINGS = {
 }
 
 
-class PostgreSql(Rig):
-    """One server of PostgreSQL on a machine, on 127.0.0.1 only; a context manager.
+class PostgreSql(Server):
+    """One server of PostgreSQL; a context manager. Killed, it makes no checkpoint, and has to recover."""
 
-    What it keeps lasts from one start to the next, and is removed with the machine's own directories.
-    """
+    title = "PostgreSQL"
+    # Its own word for an immediate shutdown: SIGKILL would leave its other processes to nobody for a while.
+    _deadly = signal.SIGQUIT
 
     def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self.password = secrets.token_urlsafe(12)
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(machine)
         [self._port] = free_ports(1)
-        self._directory = ""
+
+    @staticmethod
+    def check_possible() -> None:
+        """Raise :class:`NotPossibleHere` where PostgreSQL is not installed."""
+        PostgreSql.program("postgres")
 
     @staticmethod
     def program(name: str) -> str:
@@ -66,49 +67,6 @@ class PostgreSql(Rig):
     @property
     def _authority(self) -> str:
         return f"{_USER}:{quote(self.password, safe='')}@127.0.0.1:{self._port}"
-
-    def start(self, within: float = 60.0) -> None:
-        """Start it and wait until it lets in.
-
-        :param within: seconds.
-        :raises NotPossibleHere: where PostgreSQL is not installed.
-        :raises RigError: with the end of its log, if it ends or does not come up in time.
-        """
-        server = self.program("postgres")
-        if not self._directory:
-            self._set_up()
-        options = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
-        with open(self._log, "ab") as log:
-            self._process = self.machine.popen(
-                [server, "-D", f"{self._directory}/data", "-p", str(self._port), *options],
-                user=self.machine.user,
-                cwd=self._directory,
-                stdout=log,
-                stderr=log,
-            )
-        process = self._process
-        wait_until(
-            lambda: process.poll() is not None or self._lets_in(),
-            within=within,
-            failure=lambda: f"PostgreSQL does not come up\n{tail(self._log)}",
-            poll=0.05,
-        )
-        if process.poll() is not None:
-            raise RigError(f"PostgreSQL ended while it started\n{tail(self._log)}")
-
-    def kill(self) -> None:
-        """End it at once and without a checkpoint, as after ``kill -9``: all connections break, and it has to recover.
-
-        Its own word for that is an immediate shutdown. SIGKILL would leave its other processes to nobody for a while.
-        """
-        if self._process is not None:
-            self._process.send_signal(signal.SIGQUIT)
-            self._process.wait(timeout=20)
-        self._process = None
-
-    def close(self) -> None:
-        """End it. May be repeated."""
-        self.kill()
 
     def create(self) -> str:
         """Make an empty database and return its name; one for each test."""
@@ -143,10 +101,6 @@ class PostgreSql(Rig):
             raise RigError(f"{name} ended with {done.returncode}: {done.stderr.decode(errors='replace')}")
         return done.stdout
 
-    @property
-    def _log(self) -> Path:
-        return self.machine.outside(f"{self._directory}/log")
-
     def _set_up(self) -> None:
         user = self.machine.user
         self._directory = self.machine.make_directory("postgresql", user=user, mode=0o700)
@@ -155,6 +109,10 @@ class PostgreSql(Rig):
         arguments = ["--pgdata", f"{self._directory}/data", "--username", _USER, "--pwfile", secret]
         arguments += ["--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C.UTF-8", "--no-sync"]
         self.machine.run([self.program("initdb"), *arguments], user=user, check=True)
+
+    def _command(self) -> list[str]:
+        options = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        return [self.program("postgres"), "-D", f"{self._directory}/data", "-p", str(self._port), *options]
 
     def _lets_in(self) -> bool:
         import psycopg

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import subprocess
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,32 +12,26 @@ import pika.exceptions
 from aiida_marketplace_hpc.testing.machine import (
     Machine,
     NotPossibleHere,
-    RigError,
     free_ports,
-    tail,
-    wait_until,
 )
-from aiida_marketplace_hpc.testing.rig import Rig
+from aiida_marketplace_hpc.testing.server import Server
 
 _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _USER = "relay"
 
 
-class RabbitMq(Rig):
-    """One node of RabbitMQ on a machine, on 127.0.0.1 only; a context manager.
-
-    What it keeps lasts from one start to the next, and is removed with the machine's own directories.
+class RabbitMq(Server):
+    """One node of RabbitMQ; a context manager. The port mapper that it starts ends with the machine.
 
     :param certificate: a certificate of 127.0.0.1 with its key: TLS is spoken, too.
     """
 
+    title = "RabbitMQ"
+
     def __init__(self, machine: Machine, certificate: Path | None = None) -> None:
-        self.machine = machine
-        self.password = secrets.token_urlsafe(12)
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(machine)
         self._certificate = certificate
         self._port, self._tls_port, self._distribution, self._epmd = free_ports(4)
-        self._directory = ""
 
     @staticmethod
     def check_possible() -> None:
@@ -56,49 +49,6 @@ class RabbitMq(Rig):
     def tls_url(self) -> str:
         """Its address for TLS."""
         return self.url.replace("amqp:", "amqps:").replace(f":{self._port}/", f":{self._tls_port}/")
-
-    def start(self, within: float = 60.0) -> None:
-        """Start it and wait until it lets in.
-
-        :param within: seconds.
-        :raises RigError: with the end of its log, if it ends or does not come up in time.
-        """
-        self.check_possible()
-        if not self._directory:
-            self._set_up()
-        with open(self._log, "ab") as log:
-            self._process = self.machine.popen(
-                [str(_SERVER)],
-                user=self.machine.user,
-                env=self._environment(),
-                cwd=self._directory,
-                stdout=log,
-                stderr=log,
-            )
-        process = self._process
-        wait_until(
-            lambda: process.poll() is not None or self._lets_in(),
-            within=within,
-            failure=lambda: f"RabbitMQ does not come up\n{tail(self._log)}",
-            poll=0.1,
-        )
-        if process.poll() is not None:
-            raise RigError(f"RabbitMQ ended while it started\n{tail(self._log)}")
-
-    def kill(self) -> None:
-        """Kill it at once, as ``kill -9`` does; all connections break."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(timeout=10)
-        self._process = None
-
-    def close(self) -> None:
-        """End it. May be repeated; the port mapper that it has started ends with the machine."""
-        self.kill()
-
-    @property
-    def _log(self) -> Path:
-        return self.machine.outside(f"{self._directory}/log")
 
     def _set_up(self) -> None:
         self._directory = self.machine.make_directory("rabbitmq", user=self.machine.user, mode=0o700)
@@ -120,6 +70,9 @@ class RabbitMq(Rig):
         self.machine.write(f"{self._directory}/plugins", "[].\n", user=user)
         # Erlang reads the cookie from the home; with one of our own it meets no other node.
         self.machine.write(f"{self._directory}/.erlang.cookie", secrets.token_hex(16), user=user, mode=0o400)
+
+    def _command(self) -> list[str]:
+        return [str(_SERVER)]
 
     def _environment(self) -> dict[str, str]:
         directory = self._directory

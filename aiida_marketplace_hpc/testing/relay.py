@@ -215,6 +215,10 @@ class BrokerClient:
         """How many messages wait in the queue of requests, without those that somebody has taken."""
         return int(self._channel.queue_declare(self._queue, passive=True).method.message_count)
 
+    def takers(self) -> int:
+        """How many take requests from the queue."""
+        return int(self._channel.queue_declare(self._queue, passive=True).method.consumer_count)
+
     def look(self) -> None:
         """Make sure that the broker is there.
 

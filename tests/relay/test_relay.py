@@ -6,7 +6,9 @@ import base64
 import json
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
@@ -124,6 +126,13 @@ def test_a_gateway_that_is_down_or_hangs(platform: BrokerClient, hidden_gateway:
     assert platform.ask("GET", "heartbeat").status == 200
 
 
+def _handed_on(gateway: GatewayProcess) -> int:
+    """How many connections to a gateway are open."""
+    port = urlsplit(gateway.url).port
+    ours = [one for one in psutil.net_connections("tcp") if one.raddr and one.raddr.port == port]
+    return len([one for one in ours if one.status == psutil.CONN_ESTABLISHED])
+
+
 def test_it_finishes_what_is_under_way_before_it_ends(
     platform: BrokerClient, relay: RelayProcess, hidden_gateway: GatewayProcess
 ) -> None:
@@ -132,7 +141,10 @@ def test_it_finishes_what_is_under_way_before_it_ends(
         # More than it takes at once: what it has not taken waits for the next relay.
         sent = [platform.send("GET", "heartbeat") for _ in range(6)]
         wait_until(lambda: platform.waiting() == 2, within=10, failure=lambda: "the relay does not take four")
+        # What the broker has delivered and nobody has looked at yet is given back, and would come to the next one.
+        wait_until(lambda: _handed_on(hidden_gateway) == 4, within=10, failure=lambda: "four are not handed on")
         relay.terminate()
+        wait_until(lambda: platform.takers() == 0, within=5, failure=lambda: "the relay still takes requests")
     finally:
         hidden_gateway.resume()
     assert relay.wait() == 0

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -328,7 +328,8 @@ class TestAWrapperThatStays:
             listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
             rows = [[int(word) for word in line.split()] for line in listed.splitlines()[1:]]
             for pid in [pid for pid, parent in rows if pid in parents or parent in parents]:
-                os.kill(pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # The script has ended by what its wrapper passed on.
+                    os.kill(pid, signal.SIGTERM)
             assert {process.wait(10) for process in processes} == {128 + signal.SIGTERM}
         assert {self.guard(folder).runs["12"].status for folder in folders} == {128 + signal.SIGTERM}
 
