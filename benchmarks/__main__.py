@@ -14,6 +14,7 @@ from benchmarks import job_stage
 from benchmarks.calculations import Load, measure_calculations
 from benchmarks.files import MIB, Say, measure_large, measure_small
 from benchmarks.jobs import measure_jobs
+from benchmarks.load import Pressure, measure_load
 from benchmarks.measure import Pace, Results
 from benchmarks.polls import Crowd, measure_polls
 from benchmarks.report import page, text
@@ -21,7 +22,8 @@ from benchmarks.stage import set_up
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 _FILES = ("large", "small", "calculations")
-_WORK = (*_FILES, "jobs", "polls")
+_ON_SLURM = ("jobs", "polls", "load")
+_WORK = (*_FILES, *_ON_SLURM)
 
 
 def main() -> int:
@@ -62,7 +64,7 @@ def main() -> int:
                     # The other ways cost a quick run a minute, and go through the same code.
                     ways = stage.ways[-1:] if given.quick else stage.ways
                     measure_calculations(stage, ways, load, pace, results, say)
-        if {"jobs", "polls"} & set(work):
+        if set(work) & set(_ON_SLURM):
             _on_slurm(work, given.quick, pace, results, say)
     except KeyboardInterrupt:
         whole = False
@@ -84,6 +86,8 @@ def _on_slurm(work: Sequence[str], quick: bool, pace: Pace, results: Results, sa
                 measure_polls(stage, Crowd(20, 100, (1, 20), 3) if quick else Crowd(), results, say)
             if "jobs" in work:
                 measure_jobs(stage, (2,) if quick else (20, 100), pace, results, say)
+            if "load" in work:
+                measure_load(stage, Pressure((1, 4), 1, 3, 0.5, 100) if quick else Pressure(), results, say)
     except NotPossibleHere as exc:
         say(f"left out, for want of a Slurm: {exc}")
 

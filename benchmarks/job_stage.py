@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pwd
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiida_marketplace_hpc.client.auth import StaticToken
+from aiida_marketplace_hpc.client.gateway import HpcGateway
 from aiida_marketplace_hpc.testing.cluster import IsolatedCluster
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.install import install
@@ -38,12 +42,68 @@ class JobStage:
     commands: str
 
     @contextlib.contextmanager
-    def gateway(self, options: Sequence[str] = ()) -> Iterator[GatewayProcess]:
-        """A gateway to this Slurm."""
+    def gateway(
+        self, options: Sequence[str] = (), *, database: str = "", beside: GatewayProcess | None = None
+    ) -> Iterator[GatewayProcess]:
+        """A gateway to this Slurm.
+
+        :param database: its address; by default one of SQLite.
+        :param beside: another one, with the same users and homes.
+        """
         roots = {"system": "/usr:ro"}
         env = {**self.slurm.env, "PATH": f"{self.commands}:{SYSTEM_PATH}"}
-        with GatewayProcess(self.machine, backend="slurm", roots=roots, env=env, options=options) as gateway:
+        if database:
+            env["MARKETPLACE_HPC_DATABASE"] = database
+        with GatewayProcess(
+            self.machine,
+            backend="slurm",
+            roots=roots,
+            env=env,
+            options=options,
+            beside=beside,
+            own_state=beside is not None,
+        ) as gateway:
             yield gateway
+
+    def fill_slurm(self, number: int) -> dict[str, str]:
+        """Submit jobs that do not begin before tomorrow; their folders by their ids."""
+        folder = self.machine.make_directory("pending", user=self.machine.user)
+        script = (
+            f'i=0; while [ $i -lt {number} ]; do sbatch --parsable --begin=now+1day --job-name=aiida-$i --chdir="$0/$i" '
+            "--wrap=true || exit 1; i=$((i + 1)); done"
+        )
+        done = self.slurm.machine.run(
+            ["sh", "-c", script, folder], user=self.machine.user, env=self.slurm.env, timeout=600, check=True
+        )
+        return {identifier: f"{folder}/{place}" for place, identifier in enumerate(done.stdout.split())}
+
+    def empty_slurm(self) -> None:
+        """Cancel all jobs."""
+        self.slurm.run("scancel", f"--user={self.machine.user}")
+
+    def fill_ledger(
+        self, gateway: GatewayProcess, waiting: Mapping[str, str], rows: int, database: str = ""
+    ) -> list[str]:
+        """Put jobs of :data:`USER` into the ledger of a gateway, which is restarted; the ids of those that wait on Slurm.
+
+        :param waiting: folders by Slurm's ids.
+        :param rows: how many there are to be in all; the others have ended.
+        """
+        with HpcGateway(gateway.url, token_source=StaticToken(gateway.token)) as client:
+            client.info()
+        gateway.stop()
+        database = database or f"sqlite:///{gateway.state}/ledger.sqlite"
+        done = self.machine.run(
+            [sys.executable, "-m", "benchmarks.crowd", database, USER, str(rows)],
+            user=self.machine.user,
+            cwd=str(Path(__file__).parents[1]),
+            input=json.dumps(waiting),
+            timeout=300,
+            check=True,
+        )
+        gateway.start()
+        jobids: list[str] = json.loads(done.stdout)
+        return jobids
 
     def ours(self, gateway: GatewayProcess, label: str, poll: float) -> dict[str, object]:
         """What AiiDA is told about the cluster behind a gateway."""

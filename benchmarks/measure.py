@@ -94,12 +94,59 @@ class Poll:
 
 
 @dataclass
+class Throughput:
+    """What clients got who ask one request after the other, each over a connection of its own.
+
+    :param work: what they asked for.
+    :param way: of whom, or beside whom.
+    :param clients: how many there were.
+    :param rate: requests in a second, of all of them.
+    :param p50: seconds within which half of the requests were answered, and ``p99``, for 99 of 100.
+    :param failed: how many were not answered, or refused.
+    """
+
+    work: str
+    way: str
+    clients: int
+    rate: float
+    p50: float
+    p99: float
+    failed: int
+
+
+@dataclass
+class Soak:
+    """What becomes of a gateway's memory.
+
+    :param samples: seconds since the beginning, requests answered since then, and MiB of resident memory.
+    :param failed: how many requests were not answered, or refused.
+    """
+
+    samples: list[tuple[float, int, float]]
+    failed: int
+
+    def after(self, requests: int) -> float:
+        """MiB once so many requests were answered; at the end, if there were fewer."""
+        return next((size for _, served, size in self.samples if served >= requests), self.samples[-1][2])
+
+    @property
+    def slope(self) -> float:
+        """MiB in an hour, by the second half of the samples."""
+        later = self.samples[len(self.samples) // 2 :]
+        seconds, sizes = [one[0] for one in later], [one[2] for one in later]
+        return statistics.linear_regression(seconds, sizes).slope * 3600 if len(later) > 1 else math.nan
+
+
+@dataclass
 class Results:
     """All that was measured."""
 
     rows: list[Row] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
     polls: list[Poll] = field(default_factory=list)
+    loads: list[Throughput] = field(default_factory=list)
+    neighbours: list[Throughput] = field(default_factory=list)
+    soaks: list[Soak] = field(default_factory=list)
 
 
 def in_turns(contestants: Mapping[str, Contestant], pace: Pace, say: Callable[[str], None]) -> dict[str, list[float]]:

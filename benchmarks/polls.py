@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from aiida_marketplace_hpc.client.auth import StaticToken
 from aiida_marketplace_hpc.client.gateway import HpcGateway
@@ -16,7 +14,7 @@ from aiida_marketplace_hpc.testing.aiida_profile import FAST, AiidaProfile
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from benchmarks.calculations import SET_UP
 from benchmarks.files import Say, WrongResult
-from benchmarks.job_stage import USER, JobStage
+from benchmarks.job_stage import JobStage
 from benchmarks.measure import Poll, Results
 
 CACHED = "one request, answered from the gateway's last round"
@@ -48,7 +46,7 @@ class Crowd:
 def measure_polls(stage: JobStage, crowd: Crowd, results: Results, say: Say) -> None:
     """Ask for the states of many jobs, in every way that there is."""
     say(f"{crowd.pending} pending jobs on Slurm, {crowd.rows} in the ledger")
-    waiting = _fill_slurm(stage, crowd.pending)
+    waiting = stage.fill_slurm(crowd.pending)
     try:
         with _crowded(stage, waiting, crowd.rows) as (gateway, jobids):
             _measure_requests(gateway, jobids, crowd, CACHED, None, results, say)
@@ -57,20 +55,7 @@ def measure_polls(stage: JobStage, crowd: Crowd, results: Results, say: Say) -> 
             _measure_plugins(stage, gateway, jobids, list(waiting), crowd, results, say)
             _count(stage, gateway, jobids, polls)
     finally:
-        stage.slurm.run("scancel", f"--user={stage.machine.user}")
-
-
-def _fill_slurm(stage: JobStage, number: int) -> dict[str, str]:
-    """Submit jobs that do not begin before tomorrow; their folders by their ids."""
-    folder = stage.machine.make_directory("pending", user=stage.machine.user)
-    script = (
-        f'i=0; while [ $i -lt {number} ]; do sbatch --parsable --begin=now+1day --job-name=aiida-$i --chdir="$0/$i" '
-        "--wrap=true || exit 1; i=$((i + 1)); done"
-    )
-    done = stage.slurm.machine.run(
-        ["sh", "-c", script, folder], user=stage.machine.user, env=stage.slurm.env, timeout=600, check=True
-    )
-    return {identifier: f"{folder}/{place}" for place, identifier in enumerate(done.stdout.split())}
+        stage.empty_slurm()
 
 
 @contextlib.contextmanager
@@ -79,21 +64,7 @@ def _crowded(
 ) -> Iterator[tuple[GatewayProcess, list[str]]]:
     """A gateway whose ledger has all these jobs and as many that have ended as are missing; the ids of the former."""
     with stage.gateway(options) as gateway:
-        with _client(gateway) as client:
-            client.info()
-        gateway.stop()
-        database = f"sqlite:///{gateway.state}/ledger.sqlite"
-        program = [sys.executable, "-m", "benchmarks.crowd", database, USER, str(rows)]
-        done = stage.machine.run(
-            program,
-            user=stage.machine.user,
-            cwd=str(Path(__file__).parents[1]),
-            input=json.dumps(waiting),
-            timeout=300,
-            check=True,
-        )
-        gateway.start()
-        jobids: list[str] = json.loads(done.stdout)
+        jobids = stage.fill_ledger(gateway, waiting, rows)
         with _client(gateway) as client:
             # The first rounds write down what Slurm says; what is measured is how it goes on.
             for _ in range(2):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from benchmarks.measure import Results
+from benchmarks.load import MIX
+from benchmarks.measure import Results, Soak, Throughput
 from benchmarks.polls import FRESH
 from benchmarks.servers import program
 
@@ -21,6 +22,15 @@ _TIMES = ("work", "added round trip, ms", "ours, s", "against", "theirs, s", "ra
 _POLLS = ("question", "jobs", "median, ms", "95 % within, ms", "aim", "requests", "Slurm commands", "samples")
 _COUNTS = ("work", "added round trip, ms", "requests", "aim: at most", "repeated polls", "rounds")
 
+_LOADS = ("work", "gateway", "clients", "requests/s", "p50, ms", "p99, ms", "failed")
+_NEIGHBOURS = ("work", "while the other user is", "requests/s", "p50, ms", "p99, ms", "failed")
+
+_TIMED = """\
+## Times
+
+{times}
+
+"""
 _COUNTED = """\
 ## Requests
 
@@ -38,6 +48,32 @@ _POLLED = """\
 The states of so many jobs at once, while 1,000 jobs wait on a real Slurm and the ledger has 10,000 rows. {growth}
 
 {polls}
+
+"""
+_LOADED = """\
+## Load
+
+So many clients, each of whom asks one request after the other, as fast as answers come. The gateways have no limits for one
+user here. 20 jobs wait on a real Slurm, the ledger has 10,000 rows. Clients, gateways, nginx, database and Slurm share this
+machine's processors.
+
+{loads}
+
+"""
+_SHARED = """\
+## Beside others
+
+What 4 clients of one user get while another user does this or that; with the limits that a gateway has by default.
+
+{neighbours}
+
+"""
+_SOAKED = """\
+## Memory
+
+One gateway under 32 clients who ask {mix}: {requests:,} requests in {seconds:.0f} s, of which {failed} failed. Resident
+memory was {base:.0f} MiB at the first look, {after:.0f} MiB after 100,000 requests and {end:.0f} MiB at the end; over
+the second half it changed by {slope:.1f} MiB an hour.
 
 """
 _CUT = " The run was ended before its end: what is missing below was not measured."
@@ -59,11 +95,15 @@ def page(results: Results, command: str, before: Sequence[float], after: Sequenc
     :param before: the machine's load averages before it, and ``after``.
     :param whole: whether it came to its end.
     """
-    times, counts, polls = _tables(results, "github")
+    times, counts, polls, loads, neighbours = _tables(results, "github")
     versions = "\n".join(f"| {name} | {found} |" for name, found in _versions())
     today = datetime.now(timezone.utc).date().isoformat()
-    sections = _COUNTED.format(counts=counts) if results.counts else ""
+    sections = _TIMED.format(times=times) if results.rows else ""
+    sections += _COUNTED.format(counts=counts) if results.counts else ""
     sections += _POLLED.format(growth=_growth(results), polls=polls) if results.polls else ""
+    sections += _LOADED.format(loads=loads) if results.loads else ""
+    sections += _SHARED.format(neighbours=neighbours) if results.neighbours else ""
+    sections += "".join(_memory(soak) for soak in results.soaks)
     return f"""\
 # Benchmarks{_subject(results)}
 
@@ -74,10 +114,6 @@ least and the greatest of all rounds behind them; nothing was left out. This pag
     {command}
 
 on {_machine()}; load averages before the run: {_load(before)}; after it: {_load(after)}.{"" if whole else _CUT}
-
-## Times
-
-{times}
 
 {sections}## How it is measured
 
@@ -97,6 +133,9 @@ on {_machine()}; load averages before the run: {_load(before)}; after it: {_load
 - *Polls* are asked one after the other over an open connection. Those that Slurm is asked for have to wait for it; the others
   find what the gateway was told less than two seconds ago. Requests and commands are counted apart from what is timed; what
   the gateway asks by itself every two seconds is among the commands.
+- *Load* is made by wrk, one thread, over connections that stay open; latencies are seen from there. A heartbeat needs no
+  token; states of jobs are asked for in one request, and answered from what the gateway was told less than two seconds
+  ago; an upload has its digest, is flushed to the disk, and replaces an older file.
 - *Round trips* are added by a forwarding process in front of each server, the same for all. It delays bytes without
   limiting what is under way; connections cost a round trip, too. The windows of TCP, which limit single connections on
   long lines, do not show.
@@ -112,6 +151,8 @@ on {_machine()}; load averages before the run: {_load(before)}; after it: {_load
 
 
 def _subject(results: Results) -> str:
+    if results.loads and not results.counts:
+        return ": load"
     if results.polls and not results.counts:
         return ": jobs"
     return ": long lines" if results.rows and all(row.round_trip for row in results.rows) else ""
@@ -125,7 +166,21 @@ def _growth(results: Results) -> str:
     return f"With a round to Slurm, 1,000 jobs cost {found[1000] / found[100]:.1f} times what 100 do."
 
 
-def _tables(results: Results, style: str) -> tuple[str, str, str]:
+def _memory(soak: Soak) -> str:
+    seconds, requests, end = soak.samples[-1]
+    return _SOAKED.format(
+        mix=MIX,
+        requests=requests,
+        seconds=seconds,
+        failed=soak.failed,
+        base=soak.samples[0][2],
+        after=soak.after(100_000),
+        end=end,
+        slope=soak.slope,
+    )
+
+
+def _tables(results: Results, style: str) -> tuple[str, str, str, str, str]:
     times = [
         (
             row.work,
@@ -163,11 +218,19 @@ def _tables(results: Results, style: str) -> tuple[str, str, str]:
         )
         for poll in results.polls
     ]
+    loads = [(one.work, one.way, one.clients, *_throughput(one)) for one in results.loads]
+    neighbours = [(one.work, one.way, *_throughput(one)) for one in results.neighbours]
     return (
         tabulate(times, _TIMES, tablefmt=style, disable_numparse=True),
         tabulate(counts, _COUNTS, tablefmt=style, disable_numparse=True),
         tabulate(polls, _POLLS, tablefmt=style, disable_numparse=True),
+        tabulate(loads, _LOADS, tablefmt=style, disable_numparse=True),
+        tabulate(neighbours, _NEIGHBOURS, tablefmt=style, disable_numparse=True),
     )
+
+
+def _throughput(one: Throughput) -> tuple[str, str, str, int]:
+    return f"{one.rate:.0f}", f"{one.p50 * 1000:.1f}", f"{one.p99 * 1000:.1f}", one.failed
 
 
 def _figures(values: Sequence[float]) -> str:
@@ -186,6 +249,7 @@ def _versions() -> list[tuple[str, str]]:
     packages = ("aiida-marketplace-hpc", "aiida-core", "asyncssh", "requests", "urllib3", "fastapi", "uvicorn")
     found = [("Python", platform.python_version()), *((name, version(name)) for name in packages)]
     for name, package, option in (
+        ("wrk", "wrk", "-v"),
         ("nginx", "nginx-light", "-v"),
         ("ssh", "openssh-client", "-V"),
         ("curl", "curl", "-V"),

@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from aiida_marketplace_hpc.testing.install import install
@@ -48,34 +48,59 @@ def program(name: str, package: str) -> str:
 @contextlib.contextmanager
 def nginx(machine: Machine, folder: Path) -> Iterator[int]:
     """Serve a folder by HTTP, for GET and PUT; the value is the port."""
-    state = Path(machine.make_directory("nginx"))
+    location = f"root {folder}; location / {{ dav_methods PUT DELETE; create_full_put_path on; }}"
+    with _nginx(machine, location) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def balancer(machine: Machine, ports: Sequence[int]) -> Iterator[int]:
+    """Pass requests on to one server after the other; the value is the port."""
+    servers = " ".join(f"server 127.0.0.1:{port};" for port in ports)
+    # As in examples/deployment: nothing is held back, and connections to the servers are kept.
+    location = """\
+location / {
+      proxy_pass http://servers;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_request_buffering off;
+      proxy_buffering off;
+    }"""
+    with _nginx(machine, location, f"upstream servers {{ {servers} keepalive 256; }}") as port:
+        yield port
+
+
+@contextlib.contextmanager
+def _nginx(machine: Machine, server: str, beside: str = "") -> Iterator[int]:
+    """Run nginx with one server; the value is its port."""
+    state = machine.make_directory("nginx")
     port = free_ports(1)[0]
-    configuration = state / "nginx.conf"
     folders = "\n".join(
         f"  {name}_temp_path {state}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     # What a PUT brings is renamed to its place, as with the gateway; so it has to be on the same file system.
-    configuration.write_text(f"""\
+    configuration = f"""\
 daemon off;
 master_process off;
 pid {state}/pid;
 error_log {state}/error.log;
-events {{ worker_connections 256; }}
+events {{ worker_connections 2048; }}
 http {{
   access_log off;
   sendfile on;
   tcp_nopush on;
   client_max_body_size 0;
 {folders}
+  {beside}
   server {{
     listen 127.0.0.1:{port};
-    root {folder};
-    location / {{ dav_methods PUT DELETE; create_full_put_path on; }}
+    {server}
   }}
 }}
-""")
-    command = [program("nginx", "nginx-light"), "-e", f"{state}/error.log", "-c", str(configuration)]
-    with _running(machine, command, port, state / "error.log"):
+"""
+    machine.write(f"{state}/nginx.conf", configuration)
+    command = [program("nginx", "nginx-light"), "-e", f"{state}/error.log", "-c", f"{state}/nginx.conf"]
+    with _running(machine, command, port, machine.outside(f"{state}/error.log")):
         yield port
 
 

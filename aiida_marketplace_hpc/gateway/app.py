@@ -7,7 +7,7 @@ import io
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
@@ -54,6 +54,7 @@ from aiida_marketplace_hpc.versions import check_client
 logger = logging.getLogger(__name__)
 
 _THREADS = 100
+_WAIT_FOR_SLURM = ("newTransformation", "updateTransformation", "deleteTransformation")
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -164,7 +165,7 @@ def _endpoint(
                 caller = await _caller(gateway, request)
                 request.state.user = caller.user.email
                 program_log.note(user=caller.user.email)
-                limits.admit(caller.user.id)
+                await limits.enter(caller.user.id)
                 request.state.at_end.callback(limits.release, caller.user.id)
             parameters = parse_parameters(capability, request.path_params, _query(request))
             _note(gateway, request, capability, parameters)
@@ -180,7 +181,8 @@ def _endpoint(
                 elif capability.name == CARRIER and ENVELOPE in fields:
                     answer = await run_in_threadpool(_inside, request, call)
                 else:
-                    answer = await run_in_threadpool(_carried_out, handler, call)
+                    async with _turn(limits, capability, call):
+                        answer = await run_in_threadpool(_carried_out, handler, call)
                 if isinstance(answer, Later):
                     answer = await _awaited(answer)
             return answer if isinstance(answer, Response) else Json(answer)
@@ -194,6 +196,12 @@ def _endpoint(
             return error_response(exc)
 
     return endpoint
+
+
+def _turn(limits: Limits, capability: Capability, call: Call) -> AbstractAsyncContextManager[None]:
+    """A user's turn, for what does not wait for anybody: neither for the body of a request, nor for Slurm."""
+    waits = capability.name in _WAIT_FOR_SLURM or (call.body is not None and call.body.arriving)
+    return nullcontext() if waits or not capability.authenticated else limits.turn(call.caller.user.id)
 
 
 def _note(gateway: Gateway, request: Request, capability: Capability, parameters: Mapping[str, Any]) -> None:
@@ -302,7 +310,7 @@ async def _file(request: Request, settings: Settings, resources: AsyncExitStack)
             return Body(io.BytesIO(await streams.whole(request)).read)
         incoming = streams.Incoming(request)
         resources.callback(incoming.close)
-        return Body(incoming.read)
+        return Body(incoming.read, arriving=True)
     try:
         form = await request.form(max_files=1, max_fields=10)
     except (MultiPartException, HTTPException) as exc:

@@ -1,20 +1,27 @@
 """What one user may ask for, so that nobody takes the gateway from all others: requests at once, and in a second.
 
 For each user there is a bucket of tokens, which fills up at a steady rate and holds what comes in ten seconds; a request takes
-one. Who finds it empty is told when there will be one again. Used on the event loop only.
+one. Who finds it empty is told when there will be one again. Of what is admitted, a few requests of each user are worked on at
+a time. Used on the event loop only.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiida_marketplace_hpc.errors import Busy
 from aiida_marketplace_hpc.gateway.metrics import Limit
 
 BURST = 10.0
 """Seconds' worth of requests that may come all at once after a rest."""
+TURNS = 4
+"""Requests of one user that are worked on at a time, where that takes no longer than the work. Threads share one interpreter,
+which so few keep busy: with 64 of one user at work, all others got a hundredth of what they get alone."""
+PAUSE = 1.0
+"""Seconds before a refusal is told: who asks again at once would otherwise keep the gateway busy with refusing."""
 _MANY = 1000
 
 
@@ -23,6 +30,7 @@ class _Use:
     tokens: float
     at: float
     running: int = 0
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(TURNS))
 
 
 class Limits:
@@ -71,6 +79,21 @@ class Limits:
             )
         use.tokens -= 1
         use.running += 1
+
+    async def enter(self, user: str) -> None:
+        """As :meth:`admit`; a refusal is held back for a moment.
+
+        :raises Busy: it is one too many; nothing was counted.
+        """
+        try:
+            self.admit(user)
+        except Busy:
+            await asyncio.sleep(PAUSE)
+            raise
+
+    def turn(self, user: str) -> asyncio.Semaphore:
+        """What an admitted request holds while a thread works on it."""
+        return self._users[user].turns
 
     def release(self, user: str) -> None:
         """Count a request that has ended."""

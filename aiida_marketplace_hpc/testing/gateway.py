@@ -228,7 +228,7 @@ class GatewayProcess(Rig):
 
     def requests(self) -> list[ServedRequest]:
         """The requests that it has answered so far, over all its starts, in the order of their answers."""
-        path = self._access_log
+        path = self.access_log
         if not self.machine.exists(path):
             return []
         lines = self.machine.read_text(path).splitlines(keepends=True)
@@ -237,12 +237,13 @@ class GatewayProcess(Rig):
         return [ServedRequest(**entry) for entry in entries if "method" in entry]
 
     @property
-    def _access_log(self) -> str:
+    def access_log(self) -> str:
+        """Where it writes a line of JSON for each request, on its machine."""
         return f"{self.state}/access-{self._port}.log"
 
     def _arguments(self) -> list[str]:
         arguments = ["gateway", "serve", "--backend", self.backend, "--host", "127.0.0.1", "--port", str(self._port)]
-        arguments += ["--home", self.home, "--state", self.state, "--access-log", self._access_log]
+        arguments += ["--home", self.home, "--state", self.state, "--access-log", self.access_log]
         arguments += ["--stop-timeout", "10"]
         for name, template in self.roots.items():
             arguments += ["--root", f"{name}={template}"]

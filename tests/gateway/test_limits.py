@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,10 @@ from aiida_marketplace_hpc import HpcGateway
 from aiida_marketplace_hpc.client.auth import StaticToken
 from aiida_marketplace_hpc.client.transfer import put_file
 from aiida_marketplace_hpc.errors import Busy
-from aiida_marketplace_hpc.gateway.limits import BURST, Limits
+from aiida_marketplace_hpc.gateway import limits as limits_module
+from aiida_marketplace_hpc.gateway.limits import BURST, TURNS, Limits
+from aiida_marketplace_hpc.gateway.routes import HANDLERS
+from aiida_marketplace_hpc.gateway.routes.call import Answer, Call
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 from aiida_marketplace_hpc.testing.machine import wait_until
 from aiida_marketplace_hpc.testing.served import ALICE, BOB, TOKENS, ServedGateway
@@ -96,7 +102,30 @@ def test_users_are_forgotten_when_there_is_nothing_to_remember() -> None:
         limits.admit("still here")
 
 
+def test_a_refusal_is_held_back_and_keeps_nobody_else_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = Limits(at_once=1, per_second=0)
+
+    async def come_and_go() -> None:
+        await limits.enter("alice")
+        monkeypatch.setattr(limits_module, "PAUSE", 3600.0)
+        refused = asyncio.ensure_future(limits.enter("alice"))
+        done, _ = await asyncio.wait([refused, asyncio.ensure_future(limits.enter("bob"))], timeout=0.1)
+        assert len(done) == 1
+        assert refused not in done
+        refused.cancel()
+        monkeypatch.setattr(limits_module, "PAUSE", 0.0)
+        with pytest.raises(Busy):
+            await limits.enter("alice")
+
+    asyncio.run(come_and_go())
+
+
 # Over HTTP
+
+
+@pytest.fixture(autouse=True)
+def _refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits_module, "PAUSE", 0.0)
 
 
 @contextmanager
@@ -116,6 +145,29 @@ def assert_is_busy(answer: requests.Response) -> None:
     assert (fields["code"], fields["retryable"]) == ("busy", True)
     assert int(answer.headers["Retry-After"]) >= fields["retry_after"] > 0
     assert fields["request_id"] == answer.headers["X-Request-Id"]
+
+
+def test_a_few_requests_of_a_user_are_worked_on_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_work, go_on = [], threading.Event()
+    original = HANDLERS["listJobs"]
+
+    def slow(call: Call) -> Answer:
+        if call.caller.user.email == ALICE:
+            at_work.append(call)
+            assert go_on.wait(20)
+        return original(call)
+
+    monkeypatch.setitem(HANDLERS, "listJobs", slow)
+    with serving(tmp_path) as served, ThreadPoolExecutor(TURNS + 3) as pool:
+        asked = [pool.submit(ask, served, "GET", "/api/v1/job/") for _ in range(TURNS + 3)]
+        try:
+            wait_until(lambda: len(at_work) == TURNS, within=10, failure=lambda: f"{len(at_work)} at work")
+            assert ask(served, "GET", "/api/v1/job/", BOB).status_code == 200
+            assert len(at_work) == TURNS
+        finally:
+            go_on.set()
+        assert {one.result().status_code for one in asked} == {200}
+        assert len(at_work) == TURNS + 3
 
 
 def test_one_request_too_many_is_told_to_come_back(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def _endpoint(
             user = call.identified.user
             request.state.user = user.email
             try:
-                limits.admit(user.id)
+                await limits.enter(user.id)
             except Busy as exc:
                 raise Uncaught(503) from exc
             request.state.at_end.callback(limits.release, user.id)

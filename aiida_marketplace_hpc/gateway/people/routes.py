@@ -98,7 +98,7 @@ class People:
                 if visit.signed_in is not None:
                     user = visit.signed_in.user
                     request.state.user = user.email
-                    self._limits.admit(user.id)
+                    await self._limits.enter(user.id)
                     request.state.at_end.callback(self._limits.release, user.id)
                 return await run_in_threadpool(view, visit)
             except GatewayError as exc:

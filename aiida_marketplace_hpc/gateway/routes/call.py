@@ -19,10 +19,12 @@ class Body:
 
     :param read: reads at most so many bytes, ``b""`` at the end.
     :param filename: the name in the form, where the body was one.
+    :param arriving: whether it has not all come yet, so that reading may have to wait for the client.
     """
 
     read: Callable[[int], bytes]
     filename: str | None = None
+    arriving: bool = False
 
 
 @dataclass(frozen=True)
