@@ -1,11 +1,7 @@
 -- What wrk sends: the arguments behind "--" are METHOD, PATH and the file of a BODY ("-": none), once or more; in turns.
--- "{n}" in a path is another number each time, 1,000 different ones for each thread. The token is in the environment.
-local threads, requests, turn, number = 0, {}, 0, 0
-
-function setup(thread)
-  thread:set("place", threads)
-  threads = threads + 1
-end
+-- "{n}" in a path is another name each time. The token is in the environment.
+local requests, turn, number = {}, 0, 0
+local stamp = os.time() .. "-" .. tostring(requests):sub(-8)
 
 function init(args)
   local headers = {["Authorization"] = "Bearer " .. os.getenv("MP_ACCESS_TOKEN")}
@@ -24,9 +20,9 @@ end
 
 function request()
   turn = turn % #requests + 1
-  number = (number + 1) % 1000
+  number = number + 1
   local chosen = requests[turn]
-  local path = chosen[2]:gsub("{n}", place .. "-" .. number)
+  local path = chosen[2]:gsub("{n}", stamp .. "-" .. number)
   return wrk.format(chosen[1], path, chosen[3], chosen[4])
 end
 

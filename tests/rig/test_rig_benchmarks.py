@@ -10,13 +10,14 @@ import pytest
 
 from aiida_marketplace_hpc.testing.fixtures import give_up
 from aiida_marketplace_hpc.testing.machine import RigError
-from benchmarks.measure import OURS, Count, Pace, Poll, Results, Row, in_turns
+from benchmarks.load import DOWNLOAD, HEARTBEAT, QUERY, UPLOAD
+from benchmarks.measure import OURS, Count, Pace, Poll, Results, Row, Soak, in_turns
 from benchmarks.polls import CACHED, FRESH, OUR_PLUGIN, THEIR_PLUGIN
 from benchmarks.report import page, text
 from benchmarks.servers import program
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = {"nginx": "nginx-light", "sshd": "openssh-server", "ssh": "openssh-client", "curl": "curl"}
+PROGRAMS = {"nginx": "nginx-light", "sshd": "openssh-server", "ssh": "openssh-client", "curl": "curl", "wrk": "wrk"}
 
 
 @pytest.mark.services
@@ -48,8 +49,14 @@ def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
         (FRESH, 2),
         (OUR_PLUGIN, 2),
         (THEIR_PLUGIN, 2),
+        (HEARTBEAT, 9),
+        (QUERY, 6),
+        (UPLOAD, 6),
+        (DOWNLOAD, 9),
     ):
         assert sum(f" {work} " in line for line in lines) == rows, work
+    failed = [line.strip("| ").split("|")[-1].strip() for line in lines if line.count("|") == 8]
+    assert set(failed[2:]) == {"0"}
 
 
 def test_everybody_works_in_turns_until_the_patience_is_over() -> None:
@@ -76,6 +83,17 @@ def test_of_a_hundred_polls_the_fifth_slowest_tells_the_95_percent() -> None:
     written = page(Results(polls=[poll, Poll(FRESH, 100, [5.05])]), "make bench", (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
     assert "| 1000 | 50500.0 | 95000.0 | 300 | 1 | 1.1 | 100 |" in " ".join(written.split())
     assert "1,000 jobs cost 10.0 times what 100 do" in written
+
+
+def test_a_soak_tells_what_the_memory_did_in_its_second_half() -> None:
+    samples = [(10.0 * number, 60_000 * number, 100.0 + max(0, number - 5)) for number in range(1, 11)]
+    soak = Soak(samples, 0)
+    assert soak.after(100_000) == 100
+    assert soak.after(10**9) == 105
+    assert round(soak.slope) == 360
+    written = page(Results(soaks=[soak]), "make bench", (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+    assert "600,000 requests in 100 s, of which 0 failed" in written
+    assert "changed by 360.0 MiB an hour" in " ".join(written.split())
 
 
 def test_a_page_has_ratios_beside_the_figures_and_no_place_of_this_machine() -> None:
