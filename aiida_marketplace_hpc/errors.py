@@ -250,7 +250,11 @@ class SubmissionRefused(GatewayError):
 
 
 class Busy(GatewayError):
-    """Too many requests at once."""
+    """Too many requests at once, or what was asked for is not there yet.
+
+    :param retry_after: seconds.
+    :param under_way: the gateway is at work on it, and will say if that fails: to be asked for again, however long it takes.
+    """
 
     code = "busy"
     status = 429
@@ -261,14 +265,17 @@ class Busy(GatewayError):
         message: str,
         *,
         retry_after: float = 1.0,
+        under_way: bool = False,
         request_id: str | None = None,
         retryable: bool | None = None,
     ) -> None:
         super().__init__(message, request_id=request_id, retryable=retryable)
         self.retry_after = retry_after
+        self.under_way = under_way
 
     def to_wire(self) -> dict[str, Any]:
-        return {**super().to_wire(), "retry_after": round(self.retry_after, 3)}
+        wire = {**super().to_wire(), "retry_after": round(self.retry_after, 3)}
+        return {**wire, "under_way": True} if self.under_way else wire
 
 
 class ServerFault(GatewayError):

@@ -534,7 +534,7 @@ INFO_FIELDS: dict[str, str] = {
     "email": "the caller's e-mail address",
     "home": "the absolute path of the caller's home on the cluster",
     "roots": "the folders below which the caller reaches everything: `name`, `path`, `read_only`, `free` bytes",
-    "limits": "how much may be asked for in one request",
+    "limits": "how much may be asked for in one request; `whole`: bytes of a file up to which it should come in one piece",
     "route": "what the way on which this was asked lets through: with `text_only` nothing but text, and then at most "
     "`answer_limit` bytes in an answer, if that is known",
 }

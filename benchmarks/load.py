@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
-import psutil  # type: ignore[import-untyped]
-
 from aiida_marketplace_hpc.client import transfer
 from aiida_marketplace_hpc.client.auth import StaticToken
 from aiida_marketplace_hpc.client.gateway import HpcGateway
@@ -232,7 +230,7 @@ def _slow_clients(loaded: _Loaded, number: int) -> Iterator[None]:
 
 def _soak(loaded: _Loaded, pressure: Pressure, say: Say) -> Soak:
     """Ask all there is in turns for a long time, and look at the memory."""
-    process, samples, found = _process_of(loaded.gateway), [], {}
+    process, samples, found = loaded.gateway.process, [], {}
 
     def press() -> None:
         found.update(loaded.press(list(loaded.works.values()), 32, pressure.soak))
@@ -243,7 +241,7 @@ def _soak(loaded: _Loaded, pressure: Pressure, say: Say) -> Soak:
     clients.start()
     while clients.is_alive():
         clients.join(pressure.sample)
-        size = process.memory_info().rss / _MIB
+        size = process.memory("VmRSS") / _MIB
         samples.append((time.monotonic() - started, _served(loaded.gateway) - before, size))
     soak = Soak(samples, int(found["failed"]))
     say(f"  {samples[-1][1]} requests: {samples[-1][2]:.0f} MiB, {soak.slope:.1f} MiB an hour")
@@ -254,17 +252,6 @@ def _served(gateway: GatewayProcess) -> int:
     """How many requests a gateway has answered so far."""
     with open(gateway.machine.outside(gateway.access_log), "rb") as log:
         return sum(piece.count(b"\n") for piece in iter(lambda: log.read(_MIB), b""))
-
-
-def _process_of(gateway: GatewayProcess) -> psutil.Process:
-    """The process that serves; others may stand around it that put it on its machine."""
-    wanted = [str(gateway.command), str(_port(gateway.url))]
-    (process,) = (
-        one
-        for one in psutil.process_iter(["cmdline"])
-        if wanted[0] in (one.info["cmdline"] or [])[1:2] and wanted[1] in one.info["cmdline"]
-    )
-    return process
 
 
 def _port(url: str) -> int:

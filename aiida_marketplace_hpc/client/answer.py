@@ -175,6 +175,7 @@ class Answer:
         if isinstance(error, Busy):
             # The gateway's own word is the more exact one: a header has whole seconds.
             error.retry_after = _seconds(fields.get("retry_after", response.headers.get("Retry-After")))
+            error.under_way = fields.get("under_way") is True
         return error
 
 

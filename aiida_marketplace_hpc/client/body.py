@@ -42,23 +42,24 @@ class BodyLimit:
 
     def __init__(self, *, proxied: bool) -> None:
         self._proxied = proxied
-        self._suits: tuple[bool, int | None] = (False, None)
+        self._suits: tuple[bool, int | None, int | None] = (False, None, None)
         self._begin()
 
-    def suit(self, *, coded: bool, answer_limit: int | None = None) -> None:
+    def suit(self, *, coded: bool, answer_limit: int | None = None, whole: int | None = None) -> None:
         """Fit what was found out about the way; what was learnt on the same way is kept.
 
         :param coded: content travels as base64.
         :param answer_limit: bytes of an answer, as it travels.
+        :param whole: bytes of a file that the gateway passes on in one piece, where it has less patience for larger ones.
         """
-        if self._suits != (coded, answer_limit):
-            self._suits = (coded, answer_limit)
+        if self._suits != (coded, answer_limit, whole):
+            self._suits = (coded, answer_limit, whole)
             self._begin()
 
     def _begin(self) -> None:
-        coded, answer_limit = self._suits
-        self.segment = _TEXT if coded else SEGMENT
+        coded, answer_limit, whole = self._suits
         self.smallest = SMALLEST // 4 * 3 if coded else SMALLEST
+        self.segment = max(self.smallest, min(_TEXT if coded else SEGMENT, whole or SEGMENT))
         self.size = SEGMENT if self._proxied else _OPEN
         self.answer = SEGMENT if self._proxied else None
         self.piece: int | None = None

@@ -113,7 +113,13 @@ class Passage:
         route = route if isinstance(route, dict) else {}
         text_only, limit = route.get("text_only") is True, route.get("answer_limit")
         self._way = Way("envelope" in info.get("extensions", ()), nine_only, text_only, offered)
-        self.body_limit.suit(coded=nine_only or text_only, answer_limit=limit if isinstance(limit, int) else None)
+        limits = info.get("limits")
+        whole = limits.get("whole") if isinstance(limits, dict) else None
+        self.body_limit.suit(
+            coded=nine_only or text_only,
+            answer_limit=limit if isinstance(limit, int) else None,
+            whole=whole if isinstance(whole, int) else None,
+        )
         self._learnt(info)
         return info
 

@@ -94,7 +94,8 @@ def run(
     """Call ``attempt`` until it succeeds or :func:`delay` gives up, and then raise its last error.
 
     :param repeatable: doing the request twice is the same as doing it once.
-    :param progress: how far the attempts have got; one that got further than all before counts as the first again.
+    :param progress: how far the attempts have got; one that got further than all before counts as the first again, as does one
+        that was told that the gateway is at work on it.
     """
     began = clock()
     number = 1
@@ -105,8 +106,8 @@ def run(
             return attempt()
         except MarketplaceHpcError as error:
             now = clock()
-            if progress() > furthest:
-                furthest = progress()
+            if progress() > furthest or (isinstance(error, Busy) and error.under_way):
+                furthest = max(furthest, progress())
                 # As if it had begun just now: what came before was of use.
                 began, started, number = now, now, 1
             seconds = delay(policy, Attempt(number, error, repeatable, now - began, now - started), random)

@@ -119,6 +119,8 @@ class LargeUpload:
                 self._restart = True
                 return
             self._held = held
+        elif answer.get("under_way") is True:
+            self._waited = 0  # All of it is there, and the gateway sends it on: it will say what comes of that.
         elif held <= self._furthest:
             self._waited += 1
             if self._waited > _MAX_WAITS:

@@ -54,6 +54,11 @@ class Files(Globbing):
         self.advance = advance
         self.protection = protection
 
+    @property
+    def largest_whole(self) -> None:
+        """Bytes of a file up to which it should come in one piece: there is no such limit here."""
+        return None
+
     def watched(self, advance: Advance) -> Files:
         """The same, telling its progress."""
         return Files(self.roots, advance, self.protection)

@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from aiida_marketplace_hpc.testing.machine import Machine, RigError, free_ports, tail, wait_until
+from aiida_marketplace_hpc.testing.machine import (
+    Machine,
+    ProcessEntry,
+    RigError,
+    free_ports,
+    process_table,
+    tail,
+    wait_until,
+)
 from aiida_marketplace_hpc.testing.rig import Rig
 
 if TYPE_CHECKING:
@@ -137,6 +145,15 @@ class GatewayProcess(Rig):
         if self._process is None:
             raise RigError("the gateway has not been started")
         return self._process.pid
+
+    @property
+    def process(self) -> ProcessEntry:
+        """The process that serves; others may stand around it that put it on its machine."""
+        wanted = (str(self.command), str(self._port))
+        entries = [one for one in process_table() if wanted[0] in one.command()[1:2] and wanted[1] in one.command()]
+        if len(entries) != 1:
+            raise RigError(f"{len(entries)} processes serve on port {self._port}")
+        return entries[0]
 
     @property
     def running(self) -> bool:

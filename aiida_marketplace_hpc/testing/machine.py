@@ -7,6 +7,7 @@ found in ``/proc``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import secrets
@@ -138,6 +139,21 @@ class ProcessEntry:
             return {}
         pairs = (item.partition("=") for item in raw.decode(errors="surrogateescape").split("\0") if "=" in item)
         return {key: value for key, _, value in pairs}
+
+    def memory(self, name: str) -> int:
+        """What it has in memory: a field of its status such as ``VmRSS`` or ``VmHWM``, in bytes.
+
+        :raises RigError: if it has ended.
+        """
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+                if line.startswith(f"{name}:"):
+                    return int(line.split()[1]) * 1024
+        raise RigError(f"process {self.pid} has no {name}: it has ended")
+
+    def forget_peak(self) -> None:
+        """Let its ``VmHWM`` begin anew; only root may, where the process is not of the same account."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def command(self) -> list[str]:
         """Its arguments; empty if it has ended."""

@@ -103,6 +103,33 @@ def test_the_runner_sleeps_and_raises_the_last_error() -> None:
     assert naps == [2.25, 0.5]
 
 
+@pytest.mark.parametrize("under_way", [True, False])
+def test_what_the_gateway_is_at_work_on_is_waited_for(under_way: bool) -> None:
+    now, asked = 0.0, 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def attempt() -> str:
+        nonlocal asked
+        asked += 1
+        if asked < 1000:
+            raise Busy("1", under_way=under_way)
+        return "there"
+
+    def ran() -> str:
+        return run(attempt, repeatable=True, policy=RetryPolicy(), clock=lambda: now, sleep=sleep, random=lambda: 1.0)
+
+    if under_way:
+        assert ran() == "there"
+        assert 1000 < now < 1500
+    else:
+        with pytest.raises(Busy):
+            ran()
+        assert now < 20
+
+
 def test_the_runner_returns_what_succeeds() -> None:
     errors = [NOT_SENT]
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from aiida_marketplace_hpc.client import transfer
+from aiida_marketplace_hpc.client.retry import RetryPolicy
 from aiida_marketplace_hpc.errors import (
     FileError,
     Forbidden,
@@ -100,6 +101,27 @@ def test_a_large_file_goes_by_the_store_and_comes_back(remote: Remote, tmp_path:
     assert (tmp_path / "back").read_bytes() == local.read_bytes()
     spools = remote.served.gateway.settings.state / "spool"
     assert not [path for path in spools.glob("*/*") if path.is_file() and not path.name.startswith("fetched-")]
+
+
+def test_what_takes_its_time_is_waited_for_and_done_once(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiida_marketplace_hpc.gateway.firecrest.transfers._PATIENCE", 0.0)
+    # Nor does the client wait for anything that does not get on.
+    monkeypatch.setattr(remote.client._session, "_retry", RetryPolicy(attempts=1, budget=2.0))
+    local = made(tmp_path / "local")
+    large = tmp_path / "large"
+    large.write_bytes(os.urandom(9 * 1024 * 1024))
+    transfer.put_tree(remote.client, local, f"{remote.home}/tree", dereference=False)
+    transfer.put_file(remote.client, large, f"{remote.home}/large")
+    transfer.get(remote.client, f"{remote.home}/large", tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == large.read_bytes()
+    transfer.get(remote.client, f"{remote.home}/tree", tmp_path / "back", dereference=False)
+    assert contents(tmp_path / "back") == contents(local)
+    assert [remote.double.calls[name] for name in ("compress", "transfer/upload", "transfer/download")] == [1, 1, 1]
+    assert [line["status"] for line in remote.served.requests()].count(429) >= 2
+    spools = remote.served.gateway.settings.state / "spool"
+    assert not [path for path in spools.glob("*/*") if path.name.startswith("packed-")]
 
 
 def test_small_files_are_compared_with_what_was_sent(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import getpass
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from typing import Any
 import pytest
 from sites import SYSTEM, Installation, Site
 
+from aiida_marketplace_hpc import HpcGateway
+from aiida_marketplace_hpc.client.auth import StaticToken
+from aiida_marketplace_hpc.client.transfer import get, put_file
 from aiida_marketplace_hpc.testing.firecrest_jobs import Processes, SlurmCommands
 from aiida_marketplace_hpc.testing.firecrest_v2 import FirecrestDouble
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
@@ -17,6 +22,8 @@ from aiida_marketplace_hpc.testing.machine import Machine
 from aiida_marketplace_hpc.testing.oidc import OidcProvider
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 
+MIB = 1024 * 1024
+LARGE = 160 * MIB
 ADD = "node = finish(ArithmeticAdd, x=orm.Int(3), y=orm.Int(4), code=code)\n"
 
 
@@ -84,3 +91,28 @@ def test_a_calculation_through_the_daemon(installation: Installation, label: str
 @pytest.mark.parametrize("site", ["local"], indirect=True, scope="session")
 def test_the_computer_passes_every_test(installation: Installation, label: str) -> None:
     assert "all 6 tests succeeded" in installation.verdi("computer", "test", label)
+
+
+@pytest.mark.services
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may reset the peak of another process's memory")
+@pytest.mark.parametrize("double", ["processes"], indirect=True)
+@pytest.mark.parametrize("site", ["local"], indirect=True, scope="session")
+def test_a_large_file_is_never_whole_in_the_gateways_memory(gateway: GatewayProcess, tmp_path: Path) -> None:
+    small, large, again = tmp_path / "small", tmp_path / "large", tmp_path / "again"
+    small.write_bytes(os.urandom(6 * MIB))
+    with large.open("wb") as file:
+        for _ in range(LARGE // MIB):
+            file.write(os.urandom(MIB))
+    with HpcGateway(gateway.url, token_source=StaticToken(gateway.token)) as client:
+        home = client.info()["home"]
+        put_file(client, small, f"{home}/small")
+        get(client, f"{home}/small", again)
+        gateway.process.forget_peak()
+        before = gateway.process.memory("VmRSS")
+        put_file(client, large, f"{home}/large")
+        get(client, f"{home}/large", again)
+    grown = gateway.process.memory("VmHWM") - before
+    print(f"\n{LARGE // MIB} MiB up and down: the peak of the gateway grew by {grown / MIB:.1f} MiB")
+    assert again.stat().st_size == LARGE
+    assert filecmp.cmp(large, again, shallow=False)
+    assert grown < 64 * MIB

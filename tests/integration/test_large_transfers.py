@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from sites import SYSTEM, Installation, Site
 
 from aiida_marketplace_hpc.testing.aiida_profile import AiidaProfile
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
-from aiida_marketplace_hpc.testing.machine import Machine, process_table, wait_until
+from aiida_marketplace_hpc.testing.machine import Machine, ProcessEntry, wait_until
 from aiida_marketplace_hpc.testing.proxy import FaultyProxy
 
 pytestmark = [pytest.mark.services, pytest.mark.alone, pytest.mark.timeout(900)]
@@ -176,33 +175,19 @@ def test_eight_large_transfers_do_not_stall_the_loop(installation: Installation,
     assert [stall for stall in ours if stall["ours"] > 0.1] == []
 
 
-def gateway_pid(site: Site) -> int:
-    """The process that serves; others may stand around it that put it on its machine."""
-    port = site.gateway.url.rpartition(":")[2]
-    program = str(Path(sys.executable).with_name("marketplace-hpc"))
-    (pid,) = (entry.pid for entry in process_table() if program in entry.command()[1:2] and port in entry.command())
-    return pid
-
-
-def memory(pid: int, name: str) -> int:
-    """A field of a process's status, in bytes."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
-
-
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may reset the peak of another process's memory")
 def test_the_memory_of_worker_and_gateway_does_not_grow_with_the_file(installation: Installation, site: Site) -> None:
     (warm,) = submit(installation, [30], fetch=True, size=20 * MIB)
     installation.profile.wait_for([warm])
-    pids = {"daemon worker": installation.profile.workers()[0], "gateway": gateway_pid(site)}
-    for pid in pids.values():
-        Path(f"/proc/{pid}/clear_refs").write_text("5")
-    before = {name: memory(pid, "VmRSS") for name, pid in pids.items()}
+    worker = ProcessEntry(installation.profile.workers()[0], 0, "verdi")
+    processes = {"daemon worker": worker, "gateway": site.gateway.process}
+    for process in processes.values():
+        process.forget_peak()
+    before = {name: process.memory("VmRSS") for name, process in processes.items()}
     (pk,) = submit(installation, [31], fetch=True, size=4 * SIZE)
     (outcome,) = installation.profile.wait_for([pk], timeout=600).values()
     assert (outcome.state, outcome.exit_status) == ("finished", 0)
-    grown = {name: memory(pid, "VmHWM") - before[name] for name, pid in pids.items()}
+    grown = {name: process.memory("VmHWM") - before[name] for name, process in processes.items()}
     for name, size in grown.items():
         print(
             f"\n4 GiB up and down: the peak of the {name} grew by {size / MIB:.1f} MiB over {before[name] / MIB:.0f} MiB"

@@ -78,6 +78,14 @@ class RemoteFiles(Globbing):
         return RemoteFiles(self.roots, self.cluster, self.protection.forced(), self.spool, self.advance, self._sleep)
 
     @property
+    def largest_whole(self) -> int | None:
+        """Bytes of a file up to which it goes on without a job of the batch system, whose time no request would wait for."""
+        try:
+            return self.cluster.largest_up * 9 // 10 - 4096
+        except CallFailed:
+            return None  # Whoever is told nothing sends what is usual.
+
+    @property
     def largest_up(self) -> int:
         """Bytes of a file that can be sent at once."""
         with explained(self.cluster.url):

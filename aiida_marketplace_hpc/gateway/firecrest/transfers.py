@@ -8,6 +8,7 @@ which takes a job of the batch system. Nothing is ever whole in memory but what 
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
 import tempfile
 import threading
@@ -169,7 +170,7 @@ class RemoteTransfers:
         try:
             self._moving.join(key, lambda: files.put_file(target, here, total, plain, mode=mode), _PATIENCE)
         except StillRunning:
-            return {"complete": False, "held": total, "digest": digest, "wait": True}
+            return {"complete": False, "held": total, "digest": digest, "wait": True, "under_way": True}
         self._moving.forget(key)
         here.unlink(missing_ok=True)
         return {"complete": True, "path": target, "size": total, "digest": digest}
@@ -192,7 +193,7 @@ class RemoteTransfers:
         folder = Path(tempfile.mkdtemp(dir=files.spool))
         try:
             packed, plain = folder / "packed", folder / "plain"
-            self._pack(found["path"], packed, dereference)
+            self._take_packed(found["path"], dereference, packed)
             inflate(packed, plain, self._limit)
             packed.unlink()
             opened = Unpacked(plain)
@@ -200,6 +201,27 @@ class RemoteTransfers:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return _begun(bundle.write(opened.entries(position), limit=limit), _Folder(folder, opened))
+
+    def _take_packed(self, path: str, dereference: bool, local: Path) -> None:
+        """Have an archive of a folder made on the cluster and fetched, and take it.
+
+        :raises Busy: that takes longer; to be asked again.
+        """
+        key = (str(self._files.spool), path, dereference)
+
+        def pack() -> Path:
+            here = self._files.spool / f"packed-{secrets.token_hex(8)}"
+            self._pack(path, here, dereference)
+            return here
+
+        while not local.exists():
+            try:
+                packed = self._moving.join(key, pack, _PATIENCE)
+            except StillRunning:
+                raise _on_its_way(path) from None
+            self._moving.forget(key)
+            with suppress(FileNotFoundError):  # Another request for the same has taken it.
+                packed.rename(local)
 
     def _pack(self, path: str, local: Path, dereference: bool) -> None:
         """Make an archive of a folder on the cluster and fetch it."""
@@ -236,9 +258,13 @@ class RemoteTransfers:
             try:
                 self._moving.join(key, fetch, _PATIENCE)
             except StillRunning:
-                raise Busy(f"{path} is on its way to the gateway: ask again", retry_after=1.0) from None
+                raise _on_its_way(path) from None
             self._moving.forget(key)
         return here.open("rb")
+
+
+def _on_its_way(path: str) -> Busy:
+    return Busy(f"{path} is on its way to the gateway: ask again", retry_after=1.0, under_way=True)
 
 
 class _Loading:

@@ -83,6 +83,7 @@ def get_info(call: Call) -> Answer:
             "request": settings.request_limit * MIB,
             "form": min(settings.request_limit, settings.form_limit) * MIB,
             "part": PART,
+            "whole": caller.files.largest_whole,
             "requests_at_once": settings.requests_at_once or None,
             "requests_per_second": settings.requests_per_second or None,
             "jobs": settings.jobs_per_user or None,
