@@ -503,6 +503,19 @@ class RemoteFiles(Globbing):
         """Have a job of FirecREST's do something, and wait for its end."""
         self._wait(self.cluster.start(what, path, target, **options))
 
+    def pause(self, seconds: float) -> None:
+        """Wait, and tell that something is going on."""
+        self.advance(1)
+        self._sleep(seconds)
+
+    def follow(self, id: str, errors: str) -> None:
+        """Wait for the end of a job that the gateway has submitted itself.
+
+        :param errors: the path of what it writes to standard error; removed.
+        :raises JobFailed: with the end of that.
+        """
+        self._wait({"transferJob": {"jobId": id, "logs": {"errorLog": errors}}})
+
     def _by_job(self, what: str, path: str, target: str, named: str, **options: object) -> None:
         with explained(named, repeatable=False):
             self.by_job(what, path, target, **options)

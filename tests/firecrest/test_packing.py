@@ -1,0 +1,223 @@
+"""Archives on a cluster that the gateway does not see: as core.local makes them, by jobs that leave nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiida.transports.plugins.local import LocalTransport
+
+from aiida_marketplace_hpc.errors import FileError, TooLarge, Unavailable
+from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
+from tests.firecrest.conftest import Remote
+from tests.plugin.test_archives import CASES, FORMATS, HOSTILE, damaged, entry, outcome, tree, write
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes/text content")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiida_marketplace_hpc.gateway.firecrest.files._POLL", 0.1)
+
+
+@pytest.fixture
+def home(remote: Remote) -> Path:
+    path = Path(remote.home)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@pytest.fixture
+def transport(remote: Remote) -> Iterator[MarketplaceHpcTransport]:
+    with MarketplaceHpcTransport(machine="firecrest", url=remote.served.url) as transport:
+        yield transport
+
+
+def left(remote: Remote) -> list[str]:
+    """What archives have left in the gateway's own folder."""
+    return os.listdir(f"{remote.home}/.marketplace-hpc/staging")
+
+
+QUICK = {
+    *(
+        "a folder as tar.xz",
+        "several sources",
+        "a pattern in a list",
+        "the root itself",
+        "the target lies in the source",
+    ),
+    *("a link to a folder, dereferenced", "a name like a flag", "the target is there", "one of several is missing"),
+    *("3 components less", "extract over what is there", "extract what is no archive"),
+}
+"""Of all cases those that are run each time."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.services) for name in CASES]
+)
+def test_a_job_does_what_the_local_transport_does(
+    name: str, remote: Remote, transport: MarketplaceHpcTransport, home: Path, tmp_path: Path
+) -> None:
+    with LocalTransport(machine="localhost") as reference:
+        expected = outcome(CASES[name], reference, tmp_path / "reference")
+    found = outcome(CASES[name], transport, home / "ours")
+    assert (found[0] is None) == (expected[0] is None), (found[0], expected[0])
+    if expected[0] is not None:
+        kind = next(cls for cls in (NotImplementedError, ValueError, OSError) if isinstance(expected[0], cls))
+        assert isinstance(found[0], kind), (found[0], expected[0])
+    assert found[1] == expected[1]
+    assert found[2] == expected[2]
+    assert left(remote) == []
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_of_a_damaged_archive_nothing_is_unpacked(format: str, transport: MarketplaceHpcTransport, home: Path) -> None:
+    (home / "d").mkdir()
+    for number in range(20):
+        (home / "d" / str(number)).write_bytes(os.urandom(3000))
+    transport.compress(format, home / "d", home / "x", home)
+    broken = damaged((home / "x").read_bytes())
+    # Of a plain archive without its end mark tar says nothing.
+    for name in ("cut in the middle", "garbage in between") if format == "tar" else ("cut before the end mark",):
+        (home / "x").write_bytes(broken[name])
+        with pytest.raises(OSError, match="damaged"):
+            transport.extract(home / "x", home / "out")
+        assert os.listdir(home / "out") == [], name
+
+
+@pytest.mark.parametrize("name", ["dot dot in the middle", "a character device", "the gateway's own folder"])
+def test_what_would_lie_elsewhere_is_refused(name: str, transport: MarketplaceHpcTransport, home: Path) -> None:
+    write(home / "x.tar", entry("first", b"harmless"), *HOSTILE[name])
+    before = tree(home)
+    with pytest.raises(OSError, match="member"):
+        transport.extract(home / "x.tar", home / "out")
+    assert tree(home) == {**before, "out": tree(home)["out"]}
+
+
+def test_an_archive_has_its_limits(remote: Remote, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(home / "x.tar", *[entry(str(number), b"12345") for number in range(5)])
+    settings = remote.gateway.settings
+    for most in ({"archive_members": 4}, {"archive_size": 0}):
+        monkeypatch.setattr(remote.gateway, "settings", settings.model_copy(update=most))
+        with pytest.raises(TooLarge, match="nothing was unpacked"):
+            remote.client.ask("extract", path=f"{home}/x.tar", target=f"{home}/out")
+        assert os.listdir(home / "out") == []
+    monkeypatch.setattr(remote.gateway, "settings", settings.model_copy(update={"archive_members": 5}))
+    assert remote.client.ask("extract", path=f"{home}/x.tar", target=f"{home}/out")["entries"] == 5
+
+
+def test_the_script_of_a_live_job_is_not_unpacked_over(remote: Remote, home: Path) -> None:
+    folder = remote.script("of ü", "sleep 60")
+    write(home / "x.tar", entry("top/of ü/other", b"o"), entry("top/of ü/./run.sh", b"x"))
+    job = remote.client.submit(folder, "run.sh")
+    with pytest.raises(FileError, match="protected"):
+        remote.client.ask("extract", path=f"{home}/x.tar", target=str(home), strip_components=1)
+    assert not Path(folder, "other").exists()
+    with pytest.raises(FileError, match="protected"):
+        remote.client.ask("compress", sources=[folder], root_dir=str(home), target=f"{folder}/run.sh", format="tar")
+    assert "sleep" in Path(folder, "run.sh").read_text()
+    remote.client.cancel_job(job["jobid"])
+    remote.end_of(job["jobid"])
+    remote.client.ask("extract", path=f"{home}/x.tar", target=str(home), strip_components=1)
+    assert Path(folder, "run.sh").read_text() == "x"
+
+
+def test_awkward_names_are_put_in_by_a_pattern(transport: MarketplaceHpcTransport, home: Path) -> None:
+    (home / "d").mkdir()
+    for name in ("it's", 'a"b', "$HOME;touch x", "ü", "-rf", "back\\slash"):
+        (home / "d" / name).write_text(name)
+    (home / "d" / "link").symlink_to(".")
+    transport.compress("tar.gz", home / "d" / "*", home / "x", home)
+    transport.extract(home / "x", home / "out")
+    assert tree(home / "out") == {name: fields for name, fields in tree(home).items() if name.startswith("d")}
+
+
+def test_a_link_at_the_target_is_looked_through(transport: MarketplaceHpcTransport, home: Path) -> None:
+    (home / "f").write_text("f")
+    (home / "real").write_text("old")
+    (home / "real").chmod(0o600)
+    (home / "link").symlink_to("real")
+    transport.compress("tar", home / "f", home / "link", home)
+    assert (home / "link").is_symlink()
+    assert (home / "real").stat().st_mode & 0o777 == 0o600
+    assert b"ustar" in (home / "real").read_bytes()
+
+
+# When something goes wrong
+
+
+def packed(remote: Remote, home: Path, **more: object) -> object:
+    (home / "f").write_text("f")
+    return remote.client.ask(
+        "compress", sources=[f"{home}/f"], root_dir=str(home), target=f"{home}/x.tar", format="tar", **more
+    )
+
+
+def test_a_submission_without_an_answer_is_found_again(remote: Remote, home: Path) -> None:
+    remote.double.fail("submit", status=408, carried_out=True)
+    assert packed(remote, home, overwrite=False)
+    assert remote.double.calls["submit"] == 1
+    assert (home / "x.tar").exists()
+    assert left(remote) == []
+
+
+def test_what_was_never_submitted_is_told_and_leaves_nothing(
+    remote: Remote, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiida_marketplace_hpc.gateway.firecrest.packing._LOOK", 0.02)
+    monkeypatch.setattr("aiida_marketplace_hpc.gateway.firecrest.packing._LOST", 0.06)
+    remote.double.fail("submit", status=502, own=False)
+    with pytest.raises(Unavailable):
+        packed(remote, home)
+    assert not (home / "x.tar").exists()
+    assert left(remote) == []
+
+
+def test_a_job_that_fails_says_why_and_the_old_archive_stays(
+    remote: Remote, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "x.tar").write_text("the old one")
+    plain = remote.double.jobs.submit
+
+    def late(script: str, folder: str, user: str) -> str:
+        (home / "f").unlink()
+        return plain(script, folder, user)
+
+    monkeypatch.setattr(remote.double.jobs, "submit", late)
+    with pytest.raises(FileError, match="f: Cannot stat: No such file or directory") as raised:
+        packed(remote, home)
+    assert raised.value.errno == "ENOENT"
+    assert (home / "x.tar").read_text() == "the old one"
+    assert left(remote) == []
+
+
+def test_what_came_meanwhile_is_not_replaced(remote: Remote, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = remote.double.jobs.submit
+
+    def late(script: str, folder: str, user: str) -> str:
+        (home / "x.tar").write_text("somebody's")
+        return plain(script, folder, user)
+
+    monkeypatch.setattr(remote.double.jobs, "submit", late)
+    with pytest.raises(FileError, match="File exists"):
+        packed(remote, home, overwrite=False)
+    assert (home / "x.tar").read_text() == "somebody's"
+    assert left(remote) == []
+
+
+def test_nothing_goes_on_when_nobody_waits_any_more(
+    remote: Remote, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiida_marketplace_hpc.gateway.firecrest.files._JOB_TIME", 0.2)
+    plain = remote.double.jobs.submit
+
+    def held(script: str, folder: str, user: str) -> str:
+        return plain(script.replace("\nexport", "\n#SBATCH --hold\nexport", 1), folder, user)
+
+    monkeypatch.setattr(remote.double.jobs, "submit", held)
+    with pytest.raises(Unavailable, match="too long"):
+        packed(remote, home)
+    assert remote.double.calls["cancel"] == 1
+    assert left(remote) == []
