@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 from aiida.transports.plugins.local import LocalTransport
 
 from aiida_marketplace_hpc.errors import FileError, TooLarge, Unavailable
+from aiida_marketplace_hpc.testing.machine import wait_until
+from aiida_marketplace_hpc.testing.served import ALICE, TOKENS
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
 from tests.firecrest.conftest import Remote
 from tests.plugin.test_archives import CASES, FORMATS, HOSTILE, damaged, entry, outcome, tree, write
@@ -228,17 +232,39 @@ def test_what_came_meanwhile_is_not_replaced(remote: Remote, home: Path, monkeyp
     assert left(remote) == []
 
 
-def test_nothing_goes_on_when_nobody_waits_any_more(
+def test_a_client_is_told_to_ask_again_and_nothing_goes_on_when_it_gives_up(
     remote: Remote, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiida_marketplace_hpc.gateway.firecrest.files._JOB_TIME", 0.2)
+    (home / "f").write_text("f")
+    monkeypatch.setattr(remote.gateway.operations, "patience", 0.2)
     plain = remote.double.jobs.submit
 
     def held(script: str, folder: str, user: str) -> str:
         return plain(script.replace("\nexport", "\n#SBATCH --hold\nexport", 1), folder, user)
 
     monkeypatch.setattr(remote.double.jobs, "submit", held)
-    with pytest.raises(Unavailable, match="too long"):
-        packed(remote, home)
+
+    def ask(**fields: object) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {TOKENS[ALICE]}"}
+        body = {"key": "k" * 20, **fields}
+        answer = requests.post(f"{remote.served.url}/api/v1/query", json=body, headers=headers, timeout=20)
+        said: dict[str, Any] = answer.json()
+        return said
+
+    packing = {
+        "op": "compress",
+        "sources": [f"{home}/f"],
+        "root_dir": str(home),
+        "target": f"{home}/x",
+        "format": "tar",
+    }
+    progress = [ask(operations=[packing])["pending"]["progress"]]
+    wait_until(lambda: remote.double.calls["job"] > 2, within=20, failure=lambda: "the job is not asked for")
+    progress.append(ask()["pending"]["progress"])
+    assert progress[0] < progress[1]
+    ask(stop=True)
+    wait_until(lambda: "results" in ask(), within=20, failure=lambda: "it goes on")
+    assert "gave up" in ask()["results"][0]["error"]["error"]
     assert remote.double.calls["cancel"] == 1
+    assert not (home / "x").exists()
     assert left(remote) == []
