@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,17 @@ def test_awkward_names_are_put_in_by_a_pattern(transport: MarketplaceHpcTranspor
     transport.compress("tar.gz", home / "d" / "*", home / "x", home)
     transport.extract(home / "x", home / "out")
     assert tree(home / "out") == {name: fields for name, fields in tree(home).items() if name.startswith("d")}
+
+
+def test_what_is_the_gateways_own_is_left_out(remote: Remote, transport: MarketplaceHpcTransport, home: Path) -> None:
+    folder = Path(remote.script("work", "true"))
+    remote.end_of(remote.client.submit(str(folder), "run.sh")["jobid"])
+    assert list(folder.glob(".marketplace-hpc-*"))
+    transport.compress("tar.gz", home, home / "x.tar.gz", home)
+    with tarfile.open(home / "x.tar.gz") as archive:
+        names = archive.getnames()
+    assert {".", "./work", "./work/run.sh"} < set(names)
+    assert not [name for name in names if "marketplace-hpc" in name or "x.tar" in name]
 
 
 def test_a_link_at_the_target_is_looked_through(transport: MarketplaceHpcTransport, home: Path) -> None:
