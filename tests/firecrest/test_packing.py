@@ -46,38 +46,35 @@ def left(remote: Remote) -> list[str]:
 
 
 QUICK = (
-    *(
-        "a folder as tar.xz",
-        "several sources",
-        "the root itself",
-        "the target lies in the source",
-        "the target is there",
-    ),
-    *(
-        "a link to a folder, dereferenced",
-        "a name like a flag",
-        "one of several is missing",
-        "extract over what is there",
-    ),
+    "a folder as tar.xz",
+    "several sources",
+    "a link to a folder, dereferenced",
+    "a name like a flag",
+    "the target lies in the root itself",
+    "the target is there",
+    "one of several is missing",
+    "extract over what is there",
 )
 """Of all cases those that are run each time."""
 MORE = (
-    *(
-        "a folder as tar",
-        "a folder as tar.gz",
-        "a folder as tar.bz2",
-        "a link to a file",
-        "a link to a file, dereferenced",
-    ),
-    *("a link to a folder", "a folder, dereferenced", "a dangling link", "a pattern in a list", "a source twice"),
-    *(
-        "long names",
-        "the target is replaced",
-        "the target's folder is a file",
-        "1 components less",
-        "3 components less",
-    ),
-    *("extract a folder", "extract what is no archive", "extract over what is there, and is full"),
+    "a folder as tar",
+    "a folder as tar.gz",
+    "a folder as tar.bz2",
+    "a link to a file",
+    "a link to a file, dereferenced",
+    "a folder, dereferenced",
+    "a dangling link",
+    "a pattern in a list",
+    "a source twice",
+    "long names",
+    "the target is replaced",
+    "the target's folder is a file",
+    "the target lies in the source",
+    "1 components less",
+    "3 components less",
+    "extract a folder",
+    "extract what is no archive",
+    "extract over what is there, and is full",
 )
 """Others whose outcome is up to the job; what the gateway refuses before, it refuses as on a disk of its own."""
 
