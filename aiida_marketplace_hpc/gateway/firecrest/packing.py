@@ -144,7 +144,7 @@ class Packing:
             cluster.mkdir(folder, parents=True)
             id = self._submit(folder, "\n".join([*self._head(folder), *body(folder), ""]))
             try:
-                files.follow(id, f"{folder}/errors")
+                files.follow(id, folder)
             except JobFailed as exc:
                 raise _meaning(exc, goal) from exc
             except BaseException:
