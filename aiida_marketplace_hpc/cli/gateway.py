@@ -15,6 +15,7 @@ from aiida_marketplace_hpc.cli.check_config import check_config
 from aiida_marketplace_hpc.cli.identity import identity_options
 from aiida_marketplace_hpc.cli.registration import openapi
 from aiida_marketplace_hpc.cli.relay import relay
+from aiida_marketplace_hpc.cli.running import config_option, log_options
 from aiida_marketplace_hpc.errors import ConfigurationError
 
 
@@ -96,16 +97,7 @@ gateway.add_command(relay)
     type=click.Path(path_type=Path, dir_okay=False),
     help="Append a JSON line for each request and operation.",
 )
-@click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    help="The program's own log, on standard error: for people, or a JSON object a line.  [default: text]",
-)
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    help="From which level on it says something.  [default: info]",
-)
+@log_options
 @click.option(
     "--metrics",
     is_flag=True,
@@ -203,7 +195,7 @@ gateway.add_command(relay)
     help="With --classic: list the first word of a name with blanks, or all of it.  [default: split]",
 )
 @click.option("--connections", type=int, help="Connections at once.  [default: 500]")
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with the same settings.")
+@config_option
 def serve(config: Path | None, reload: bool, **flags: Any) -> None:
     """Serve a gateway over HTTP.
 

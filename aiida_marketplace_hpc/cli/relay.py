@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from aiida_marketplace_hpc.cli.running import config_option, log_options
 from aiida_marketplace_hpc.errors import ConfigurationError
 
 
@@ -30,7 +31,8 @@ from aiida_marketplace_hpc.errors import ConfigurationError
 @click.option(
     "--allow-clear-text", is_flag=True, default=None, help="Speak to a broker on another machine without TLS, too."
 )
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file with the same settings.")
+@log_options
+@config_option
 def relay(config: Path | None, **flags: Any) -> None:
     """Hand requests from a message broker to a gateway.
 

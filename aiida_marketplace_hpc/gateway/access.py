@@ -6,10 +6,8 @@ import json
 import logging
 import math
 import os
-import re
 import threading
 import time
-import uuid
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,7 +25,6 @@ from aiida_marketplace_hpc.protocol import CAPABILITIES, REQUEST_ID_HEADER
 logger = logging.getLogger(__name__)
 
 _PARAMETERS = {parameter.name.encode() for capability in CAPABILITIES for parameter in capability.parameters}
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -128,8 +125,7 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        request_id = program_log.request_id(Headers(scope=scope).get(REQUEST_ID_HEADER, ""))
         # Handlers add what they find out (user, capability) to this dictionary.
         noted: dict[str, Any] = scope.setdefault("state", {})
         noted["request_id"] = request_id

@@ -37,6 +37,7 @@ from aiida_marketplace_hpc.gateway.draft import Draft, opened
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Place
 from aiida_marketplace_hpc.gateway.staging import merge, staged
+from aiida_marketplace_hpc.gateway.storage import AnyFiles
 from aiida_marketplace_hpc.protocol import ARCHIVE_FORMATS
 
 _CHUNK = 256 * 1024
@@ -73,17 +74,7 @@ def compress(
     :raises InvalidRequest: for an unknown format, or a source that is not below ``root_dir``.
     :raises FileError: for what is not there, a ``target`` that is, and a file that changes while it is read.
     """
-    if files.stat(root_dir, follow=True)["type"] != "directory":
-        raise _error(errno.ENOTDIR, root_dir)
-    there = _type(files, target)
-    if there == "directory":
-        raise _error(errno.EISDIR, target)
-    if there is not None and not overwrite:
-        raise _error(errno.EEXIST, target)
-    if format not in ARCHIVE_FORMATS:
-        raise InvalidRequest(f"there is no archive format {format!r}; there are {', '.join(ARCHIVE_FORMATS)}")
-    files.mkdir(str(PurePosixPath(target).parent), parents=True, exist_ok=True)
-    members = [_relative(path, root_dir) for source in sources for path in _matching(files, source)]
+    members = members_to_pack(files, sources, target, root_dir, format=format, overwrite=overwrite)
     with files.roots.place(target) as place, told(target), files.draft(place, overwrite) as draft:
         with _compressor(format, draft) as sink:
             packer = _Packer(files, sink, dereference)
@@ -95,7 +86,28 @@ def compress(
         return {"path": place.path, "size": draft.size, "digest": draft.digest}
 
 
-def _type(files: Files, path: str) -> str | None:
+def members_to_pack(
+    files: AnyFiles, sources: list[str], target: str, root_dir: str, *, format: str, overwrite: bool
+) -> list[str]:
+    """Check what can be checked before an archive is made, make the folder for it, and say what is to be put in.
+
+    :return: paths relative to ``root_dir``, in order, patterns resolved.
+    :raises: what :func:`compress` raises.
+    """
+    if files.stat(root_dir, follow=True)["type"] != "directory":
+        raise _error(errno.ENOTDIR, root_dir)
+    there = _type(files, target)
+    if there == "directory":
+        raise _error(errno.EISDIR, target)
+    if there is not None and not overwrite:
+        raise _error(errno.EEXIST, target)
+    if format not in ARCHIVE_FORMATS:
+        raise InvalidRequest(f"there is no archive format {format!r}; there are {', '.join(ARCHIVE_FORMATS)}")
+    files.mkdir(str(PurePosixPath(target).parent), parents=True, exist_ok=True)
+    return [_relative(path, root_dir) for source in sources for path in _matching(files, source)]
+
+
+def _type(files: AnyFiles, path: str) -> str | None:
     try:
         return str(files.stat(path, follow=True)["type"])
     except FileError as exc:
@@ -104,7 +116,7 @@ def _type(files: Files, path: str) -> str | None:
         return None
 
 
-def _matching(files: Files, source: str) -> list[str]:
+def _matching(files: AnyFiles, source: str) -> list[str]:
     if not set("*?[").intersection(source):
         files.stat(source, follow=True)
         return [source]

@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -38,7 +39,14 @@ _SECRETS = (
     (re.compile(r"\b((?:access_|refresh_|id_)?token|client_secret|password)=[^&\s\"']+", re.IGNORECASE), r"\1=..."),
 )
 
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
 _context: ContextVar[dict[str, str]] = ContextVar("about", default={})  # noqa: B039 - never changed, only replaced.
+
+
+def request_id(asked: str) -> str:
+    """The id that a request is given: the one that its client asked for, or a new one where that is none."""
+    return asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
 
 
 def note(**fields: str | None) -> None:

@@ -123,6 +123,22 @@ class LiveJobs(Protection):
         folders = _storable(self._roots.names_of(path, below=True))
         self._check(lambda: ((job.folder, job) for job in self._ledger.live_below(folders)))
 
+    def live_below(self, path: str) -> list[tuple[str, str]]:
+        """The folders, at ``path`` and below, that are protected from the caller just now, each with its script's name.
+
+        For what cannot be checked name by name, because the names are known only where the files are.
+        """
+        folders = _storable(self._roots.names_of(path, below=True))
+
+        def live() -> list[tuple[str, str]]:
+            jobs = self._ledger.live_below(folders)
+            return [(job.folder, job.script) for job in jobs if not (self._force and job.user_id == self._user_id)]
+
+        if not live():
+            return []
+        self._refresh()
+        return live()
+
     def _check_names(self, folder: str, names: Collection[str]) -> None:
         folders = _storable(self._roots.names_of(folder))
         guards = sorted(filter(_is_guard, names))

@@ -11,7 +11,6 @@ import logging
 import random
 import signal
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,16 +33,18 @@ from aiida_marketplace_hpc.errors import (
     TooLarge,
     Unavailable,
 )
+from aiida_marketplace_hpc.gateway import log
 from aiida_marketplace_hpc.gateway.config import MIB
 from aiida_marketplace_hpc.gateway.relay_config import RelaySettings
 from aiida_marketplace_hpc.gateway.relay_messages import (
+    AnswerMessage,
     RelayedRequest,
     read_request,
     repetition_key,
     write_answer,
     write_error,
 )
-from aiida_marketplace_hpc.protocol import RELAY_HEADER
+from aiida_marketplace_hpc.protocol import RELAY_HEADER, REQUEST_ID_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -77,33 +78,39 @@ class ToGateway:
         self._timeout = timeout
         self._limit = limit
 
-    def answer(self, request: RelayedRequest, key: str = "") -> bytes:
-        """The message that answers a request: the gateway's answer, or why there is none.
+    def answer(self, request: RelayedRequest, key: str = "", request_id: str | None = None) -> AnswerMessage:
+        """The answer to a request: the gateway's, or why there is none.
 
         :param key: the same for each delivery of one message, so that a job is created once.
+        :param request_id: under which the gateway is to know it.
         """
+
+        def error(problem: GatewayError, status: int | None = None) -> AnswerMessage:
+            return write_error(problem, status, request_id)
+
         try:
-            return self._send(request, key)
+            return self._send(request, key, request_id)
         except requests.ConnectTimeout:
-            return write_error(_UNREACHABLE)
-        except requests.Timeout:
-            return self._too_late(request)
+            return error(_UNREACHABLE)
+        except (requests.Timeout, _TooLate):
+            return error(
+                _perhaps_done(f"the gateway did not answer the relay within {self._timeout:g} s", request), 504
+            )
         except requests.ConnectionError as exc:
             if isinstance(getattr(exc.args[0], "reason", None) if exc.args else None, NewConnectionError):
-                return write_error(_UNREACHABLE)
-            return write_error(_perhaps_done("the connection between the relay and the gateway broke", request), 502)
+                return error(_UNREACHABLE)
+            return error(_perhaps_done("the connection between the relay and the gateway broke", request), 502)
         except requests.exceptions.ChunkedEncodingError:
-            return write_error(_perhaps_done("the gateway's answer broke off", request), 502)
+            return error(_perhaps_done("the gateway's answer broke off", request), 502)
         except requests.exceptions.ContentDecodingError:
-            reason = "the gateway's answer is not packed as it says"
-            return write_error(_perhaps_done(reason, request), 502)
+            return error(_perhaps_done("the gateway's answer is not packed as it says", request), 502)
         except GatewayError as exc:
-            return write_error(exc)
+            return error(exc)
         except (requests.RequestException, ValueError):
             # Their texts may repeat the headers, which have a token in them.
-            return write_error(InvalidRequest("the message makes no HTTP request: look at its endpoint and headers"))
+            return error(InvalidRequest("the message makes no HTTP request: look at its endpoint and headers"))
 
-    def _send(self, request: RelayedRequest, key: str) -> bytes:
+    def _send(self, request: RelayedRequest, key: str, request_id: str | None) -> AnswerMessage:
         deadline = time.monotonic() + self._timeout
         query = dict(request.query)
         if key and request.capability is not None and request.capability.name == "newTransformation":
@@ -111,6 +118,7 @@ class ToGateway:
         headers = {
             "User-Agent": f"marketplace-hpc-relay/{__version__}",
             **request.headers,
+            **({REQUEST_ID_HEADER: request_id} if request_id else {}),
             "Accept-Encoding": "identity",
             RELAY_HEADER: str(self._limit),
         }
@@ -135,10 +143,10 @@ class ToGateway:
                 if len(content) > self._limit:
                     raise self._too_large()
                 if time.monotonic() > deadline:
-                    return self._too_late(request)
+                    raise _TooLate
             answer = write_answer(response.status_code, response.headers, bytes(content))
         # Characters may need several bytes in JSON; and what is too large for the broker would come again for ever.
-        if len(answer) > self._limit:
+        if len(answer.message) > self._limit:
             raise self._too_large()
         return answer
 
@@ -148,10 +156,9 @@ class ToGateway:
             "ask for a part of it (offset, length)"
         )
 
-    def _too_late(self, request: RelayedRequest) -> bytes:
-        return write_error(
-            _perhaps_done(f"the gateway did not answer the relay within {self._timeout:g} s", request), 504
-        )
+
+class _TooLate(Exception):
+    """The gateway has begun to answer, and not come to the end in time."""
 
 
 _UNREACHABLE = Unavailable("the relay does not reach the gateway: nothing was done, try again in a while")
@@ -177,6 +184,9 @@ class _Delivery:
     tag: int
     reply_to: str
     correlation_id: str | None
+    redelivered: bool
+    started: float
+    """A time of :func:`time.monotonic`."""
 
 
 class Relay:
@@ -193,7 +203,7 @@ class Relay:
         self._gateway = ToGateway(settings.gateway, settings.timeout, settings.answer_limit * MIB)
         self._ready = ready
         self._stopping = threading.Event()
-        self._under_way: set[Future[bytes]] = set()
+        self._under_way: set[Future[AnswerMessage]] = set()
         self._pauses = pauses()
 
     def stop(self) -> None:
@@ -277,7 +287,10 @@ class Relay:
         self, connection: Any, pool: ThreadPoolExecutor, channel: Any, method: Any, properties: Any, body: bytes
     ) -> None:
         """Take a message; on the connection's own thread."""
-        delivery = _Delivery(channel, method.delivery_tag, properties.reply_to or "", properties.correlation_id)
+        reply_to, correlation_id = properties.reply_to or "", properties.correlation_id
+        delivery = _Delivery(
+            channel, method.delivery_tag, reply_to, correlation_id, bool(method.redelivered), time.monotonic()
+        )
         if delivery.reply_to in ("", self._queue):
             # Nobody would hear the answer; to the queue itself, it would be the next request.
             logger.warning("rejected a message that does not say where its answer goes")
@@ -291,33 +304,71 @@ class Relay:
             channel.basic_reject(delivery.tag, requeue=False)
             return
         key = repetition_key(body, delivery.reply_to, delivery.correlation_id or "") if delivery.correlation_id else ""
-        future = pool.submit(self._gateway.answer, request, key)
+        request_id = log.request_id(request.asked_id)
+        future = pool.submit(self._gateway.answer, request, key, request_id)
         self._under_way.add(future)
-        future.add_done_callback(partial(self._done, connection, delivery))
+        future.add_done_callback(partial(self._done, connection, delivery, request, request_id))
 
-    def _done(self, connection: Any, delivery: _Delivery, future: Future[bytes]) -> None:
+    def _done(
+        self,
+        connection: Any,
+        delivery: _Delivery,
+        request: RelayedRequest,
+        request_id: str,
+        future: Future[AnswerMessage],
+    ) -> None:
         """Hand the answer to the connection's thread; on the thread that has it."""
         try:
-            connection.add_callback_threadsafe(partial(self._finish, delivery, future))
+            connection.add_callback_threadsafe(partial(self._finish, delivery, request, request_id, future))
         except pika.exceptions.AMQPError:
-            logger.warning("an answer has no connection to go by: its request will come again")
+            with log.about(request_id=request_id):
+                logger.warning("an answer has no connection to go by: its request will come again")
             self._under_way.discard(future)
 
-    def _finish(self, delivery: _Delivery, future: Future[bytes]) -> None:
+    def _finish(
+        self, delivery: _Delivery, request: RelayedRequest, request_id: str, future: Future[AnswerMessage]
+    ) -> None:
         """Publish the answer, then acknowledge; on the connection's own thread."""
         self._under_way.discard(future)
-        error = future.exception()
-        if error is not None:
-            logger.error("a request could not be handed on: %s", type(error).__name__)
-        self._publish(
-            delivery, future.result() if error is None else write_error(ServerFault("a fault of the relay's own"))
+        with log.about(request_id=request_id):
+            error = future.exception()
+            if error is not None:
+                logger.error("a request could not be handed on: %s", type(error).__name__)
+            fault = ServerFault("a fault of the relay's own")
+            answer = future.result() if error is None else write_error(fault, request_id=request_id)
+            self._publish(delivery, answer)
+            delivery.channel.basic_ack(delivery.tag)
+            self._note(delivery, request, request_id, answer.status)
+
+    def _note(self, delivery: _Delivery, request: RelayedRequest, request_id: str, status: int) -> None:
+        """Write the line about a request: who may ask what is the gateway's business, and its access log's."""
+        duration, path = time.monotonic() - delivery.started, f"/{request.endpoint.partition('?')[0]}"
+        line = {
+            "request_id": request_id,
+            "method": request.method,
+            "path": path,
+            "capability": None if request.capability is None else request.capability.name,
+            "queue": self._settings.shown_queue,
+            "redelivered": delivery.redelivered,
+            "status": status,
+            "duration": round(duration, 6),
+        }
+        again = ", delivered again" if delivery.redelivered else ""
+        logger.info(
+            "%s %s from %s%s -> %d after %.3f s",
+            request.method,
+            path,
+            self._settings.shown_queue,
+            again,
+            status,
+            duration,
+            extra={log.LINE: line},
         )
-        delivery.channel.basic_ack(delivery.tag)
 
     @staticmethod
-    def _publish(delivery: _Delivery, answer: bytes) -> None:
+    def _publish(delivery: _Delivery, answer: AnswerMessage) -> None:
         properties = pika.BasicProperties(correlation_id=delivery.correlation_id)
-        delivery.channel.basic_publish("", delivery.reply_to, answer, properties)
+        delivery.channel.basic_publish("", delivery.reply_to, answer.message, properties)
 
 
 _NOT_FOUND = 404
@@ -351,7 +402,7 @@ def serve(settings: RelaySettings) -> None:
 
     :raises ConfigurationError: the broker refuses it, or a certificate cannot be used.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.set_up(settings.log_format, settings.log_level, secrets=settings.secrets)
     logging.getLogger("pika").setLevel(logging.CRITICAL)
     relay = Relay(settings, ready=lambda: print(f"relaying to {settings.gateway}", flush=True))  # noqa: T201
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -13,6 +13,7 @@ from aiida_marketplace_hpc.addresses import is_loopback
 from aiida_marketplace_hpc.client.routes import DirectRoute
 from aiida_marketplace_hpc.errors import ConfigurationError
 from aiida_marketplace_hpc.gateway.config import FileSettings, load_as
+from aiida_marketplace_hpc.gateway.log import LogFormat, LogLevel
 from aiida_marketplace_hpc.gateway.origins import Published
 from aiida_marketplace_hpc.gateway.relay_messages import queue_name
 
@@ -69,6 +70,10 @@ class RelaySettings(FileSettings):
     """A certificate to show to the broker, with its key in the same file."""
     allow_clear_text: bool = False
     """Whether a broker on another machine may be spoken to without TLS."""
+    log_format: LogFormat = "text"
+    """The relay's log, on standard error: for people, or a JSON object a line."""
+    log_level: LogLevel = "info"
+    """From which level on it says something."""
 
     @field_validator("broker")
     @classmethod
@@ -110,6 +115,18 @@ class RelaySettings(FileSettings):
     def queue_name(self) -> str:
         """The queue. Whoever sees it can guess at the secret: it belongs into no log."""
         return self.queue or queue_name(self.client_id, self.client_secret.get_secret_value())
+
+    @property
+    def shown_queue(self) -> str:
+        """What the log calls the queue."""
+        return self.queue or f"the queue of {self.client_id}"
+
+    @property
+    def secrets(self) -> list[str]:
+        """What is in no log, whatever it is written by."""
+        password = urlsplit(self.broker.get_secret_value()).password or ""
+        derived = "" if self.queue else self.queue_name
+        return [self.client_secret.get_secret_value(), password, unquote(password), derived]
 
     @property
     def shown_broker(self) -> str:

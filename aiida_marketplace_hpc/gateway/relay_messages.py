@@ -12,11 +12,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, NotSupported
-from aiida_marketplace_hpc.protocol import BY_NAME, CAPABILITIES, ENVELOPE, Capability
+from aiida_marketplace_hpc.protocol import BY_NAME, CAPABILITIES, ENVELOPE, REQUEST_ID_HEADER, Capability
 
 _METHODS = {capability.method for capability in CAPABILITIES} | {"HEAD"}
 _NOT_FORWARDED = {
@@ -54,6 +54,11 @@ class RelayedRequest:
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes = field(default=b"", repr=False)
+
+    @property
+    def asked_id(self) -> str:
+        """The id that the client gave the request, if it did."""
+        return next((text for name, text in self.headers.items() if name.lower() == REQUEST_ID_HEADER.lower()), "")
 
     @cached_property
     def capability(self) -> Capability | None:
@@ -102,7 +107,14 @@ def read_request(message: bytes) -> RelayedRequest:
     return RelayedRequest(_below(endpoint), method, _texts(fields, "query_params"), headers, content)
 
 
-def write_answer(status: int, headers: Mapping[str, str], content: bytes) -> bytes:
+class AnswerMessage(NamedTuple):
+    """An answer, and the message that carries it."""
+
+    status: int
+    message: bytes
+
+
+def write_answer(status: int, headers: Mapping[str, str], content: bytes) -> AnswerMessage:
     """Put a gateway's answer into a message; ``content`` is not compressed.
 
     :raises NotSupported: the content is no text, which no message can carry.
@@ -116,16 +128,19 @@ def write_answer(status: int, headers: Mapping[str, str], content: bytes) -> byt
         ) from exc
     kept = {name: value for name, value in headers.items() if name.lower() not in _NOT_ANSWERED}
     kept["Content-Length"] = str(len(content))
-    return json.dumps({"status_code": status, "headers": kept, "body": body}, ensure_ascii=False).encode()
+    fields = {"status_code": status, "headers": kept, "body": body}
+    return AnswerMessage(status, json.dumps(fields, ensure_ascii=False).encode())
 
 
-def write_error(error: GatewayError, status: int | None = None) -> bytes:
+def write_error(error: GatewayError, status: int | None = None, request_id: str | None = None) -> AnswerMessage:
     """Put an error of the relay's own into a message, in the form in which a gateway answers with one.
 
     :param status: in place of the error's own.
+    :param request_id: that of the request, where it is known.
     """
-    content = json.dumps(error.to_wire(), indent=2, sort_keys=True).encode() + b"\n"
-    return write_answer(status or error.status, {"Content-Type": "application/json"}, content)
+    content = json.dumps({**error.to_wire(), "request_id": request_id}, indent=2, sort_keys=True).encode() + b"\n"
+    headers = {"Content-Type": "application/json", **({REQUEST_ID_HEADER: request_id} if request_id else {})}
+    return write_answer(status or error.status, headers, content)
 
 
 def repetition_key(message: bytes, reply_to: str, correlation_id: str) -> str:

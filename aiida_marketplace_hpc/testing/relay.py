@@ -260,7 +260,7 @@ class RelayInProcess:
     ) -> BrokerAnswer:
         """Hand a request to the gateway."""
         message = request_message(method, endpoint, query, headers, body)
-        return answer_in(self._gateway.answer(read_request(message)))
+        return answer_in(self._gateway.answer(read_request(message)).message)
 
     def close(self) -> None:
         """There is nothing to let go of."""

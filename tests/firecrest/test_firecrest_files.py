@@ -17,7 +17,6 @@ from aiida_marketplace_hpc.errors import (
     IntegrityError,
     InvalidRequest,
     MarketplaceHpcError,
-    NotSupported,
     Unavailable,
 )
 from tests.firecrest.conftest import Remote
@@ -264,11 +263,6 @@ def test_a_question_is_asked_again(remote: Remote) -> None:
     remote.double.fail("stat", status=502, own=False)
     remote.double.fail("stat", status=429, headers={"Retry-After": "0.2"}, times=3)
     assert remote.client.ask("stat", path=remote.home)["type"] == "directory"
-
-
-def test_it_says_what_it_does_not_do(remote: Remote) -> None:
-    with pytest.raises(NotSupported, match="FirecREST"):
-        remote.client.ask("extract", path=f"{remote.home}/a.tar", target=f"{remote.home}/x")
 
 
 def test_a_firecrest_that_is_down_is_no_fault_of_the_gateway(remote: Remote) -> None:

@@ -201,7 +201,7 @@ def test_a_client_asks_again_when_it_may(tmp_path: Path) -> None:
         time.sleep(seconds)
 
     with (
-        serving(tmp_path, requests_per_second=4) as served,
+        serving(tmp_path, requests_per_second=0.5) as served,
         closing(HpcGateway(served.url, token_source=StaticToken(TOKENS[ALICE]), sleep=sleep)) as gateway,
     ):
         assert ask(served, "PUT", "/api/v1/file/upload/home", params={"filename": "a"}, data=b"x").ok

@@ -112,7 +112,7 @@ def test_no_token_is_in_a_representation() -> None:
 
 def test_an_answer_has_the_published_form() -> None:
     headers = {"Content-Type": "text/plain", "Server": "s", "Transfer-Encoding": "chunked", "Content-Encoding": "gzip"}
-    answer = json.loads(write_answer(201, headers, "é".encode()))
+    answer = json.loads(write_answer(201, headers, "é".encode()).message)
     assert answer == {
         "status_code": 201,
         "headers": {"Content-Type": "text/plain", "Server": "s", "Content-Length": "2"},
@@ -126,11 +126,12 @@ def test_an_answer_that_is_no_text_is_an_error() -> None:
 
 
 def test_an_error_looks_like_one_of_the_gateway() -> None:
-    answer = json.loads(write_error(Unavailable("not now"), 504))
+    answer = json.loads(write_error(Unavailable("not now"), 504, "r1").message)
     assert answer["status_code"] == 504
     assert answer["headers"]["Content-Type"] == "application/json"
     assert json.loads(answer["body"])["error"] == "not now"
     assert json.loads(answer["body"])["code"] == "unavailable"
+    assert json.loads(answer["body"])["request_id"] == answer["headers"]["X-Request-Id"] == "r1"
 
 
 def test_a_delivery_of_the_same_message_has_the_same_key_and_no_other() -> None:

@@ -26,6 +26,8 @@ def test_the_queue_follows_from_id_and_secret(monkeypatch: pytest.MonkeyPatch) -
     assert "s3cret" not in repr(settings)
     assert "pass-word" not in repr(settings)
     assert settings.shown_broker == "amqps://broker.example.org/%2F"
+    assert settings.shown_queue == "the queue of c0ee3889-0b97-4083-8a7b-a1a807848437"
+    assert {"s3cret", "pass-word", settings.queue_name} <= set(settings.secrets)
 
 
 def test_settings_come_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

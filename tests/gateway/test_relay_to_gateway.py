@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from aiida_marketplace_hpc.gateway import log
 from aiida_marketplace_hpc.gateway.relay import ToGateway, pauses
 from aiida_marketplace_hpc.gateway.relay_messages import RelayedRequest, read_request
 
@@ -64,7 +65,7 @@ def url() -> Iterator[str]:
 
 def answered(url: str, endpoint: str, method: str = "GET", *, key: str = "", **more: Any) -> dict[str, Any]:
     request = RelayedRequest(endpoint, method, **more)
-    answer: dict[str, Any] = json.loads(ToGateway(url, more.pop("timeout", 0.3), 3000).answer(request, key))
+    answer: dict[str, Any] = json.loads(ToGateway(url, more.pop("timeout", 0.3), 3000).answer(request, key).message)
     return answer
 
 
@@ -98,7 +99,7 @@ def test_an_answer_that_no_message_can_carry_is_an_error(url: str) -> None:
     assert answered(url, "binary")["status_code"] == 501
     assert answered(url, "quotes")["status_code"] == 413  # In JSON, each takes two bytes.
     answer = ToGateway(url, 5, 1000).answer(RelayedRequest("large", "GET"))
-    assert json.loads(answer)["status_code"] == 413
+    assert json.loads(answer.message)["status_code"] == answer.status == 413
 
 
 def test_nothing_is_sent_elsewhere(url: str) -> None:
@@ -149,6 +150,21 @@ def test_requests_are_marked_as_coming_over_a_way_for_text(url: str) -> None:
     request = read_request(b'{"endpoint": "x", "method": "GET", "headers": {"x-marketplace-hpc-RELAY": "7"}}')
     ToGateway(url, 5, 3000).answer(request)
     assert [headers["X-Marketplace-Hpc-Relay"] for _, headers, _ in _Handler.seen] == ["3000", "3000"]
+
+
+def test_the_gateway_knows_a_request_by_the_id_that_the_relay_knows(url: str) -> None:
+    asked = read_request(b'{"endpoint": "x", "method": "GET", "headers": {"x-request-ID": "of-the-client"}}')
+    assert asked.asked_id == "of-the-client"
+    gateway = ToGateway(url, 5, 3000)
+    gateway.answer(asked, request_id=log.request_id(asked.asked_id))
+    odd = RelayedRequest("x", "GET", headers={"X-Request-Id": "not an id"})
+    gateway.answer(odd, request_id=log.request_id(odd.asked_id))
+    first, second = (headers["X-Request-Id"] for _, headers, _ in _Handler.seen)
+    assert first == "of-the-client"
+    assert len(second) == 32
+    failed = gateway.answer(RelayedRequest("breaks", "GET"), request_id="r1")
+    assert failed.status == 502
+    assert json.loads(json.loads(failed.message)["body"])["request_id"] == "r1"
 
 
 def test_pauses_grow_to_a_limit() -> None:

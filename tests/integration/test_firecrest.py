@@ -116,3 +116,59 @@ def test_a_large_file_is_never_whole_in_the_gateways_memory(gateway: GatewayProc
     assert again.stat().st_size == LARGE
     assert filecmp.cmp(large, again, shallow=False)
     assert grown < 64 * MIB
+
+
+KEEP = "mkdir -p out/empty many/a; printf deep >'out/a b.txt'; printf 1 >many/a/1.dat; printf 2 >many/a/2.log"
+KEPT = ["many/*/*.dat", "out"]
+BEGINS = {"tar": b"", "tar.gz": b"\x1f\x8b", "tar.bz2": b"BZh", "tar.xz": b"\xfd7zXZ"}
+
+
+@pytest.mark.parametrize("site", ["local"], indirect=True, scope="session")
+@pytest.mark.parametrize(
+    "double", [pytest.param("slurm", marks=[pytest.mark.slurm, pytest.mark.services])], indirect=True
+)
+def test_archives_are_stashed_and_brought_back(
+    installation: Installation, label: str, gateway: GatewayProcess, double: FirecrestDouble
+) -> None:
+    """AiiDA ends a calculation well whose compression failed: the node, the archive and what comes out of it count."""
+    machine, home = double.machine, gateway.home.format(username="alice")
+    target = f"{home}/kept"
+    stash = {
+        mode: {"stash_mode": mode, "target_base": target, "source_list": KEPT, "dereference": False} for mode in BEGINS
+    }
+    said = installation.run(
+        "from aiida.plugins import CalculationFactory\n"
+        f"own = orm.load_code('bash@{label}')\n"
+        f"computer, stash = orm.load_computer({label!r}), {stash!r}\n"
+        "def later(name, options, source):\n"
+        "    options = {'resources': {'num_machines': 1}, **options}\n"
+        "    metadata = {'computer': computer, 'options': options}\n"
+        "    return submit(CalculationFactory(name), source_node=source, metadata=metadata)\n"
+        f"job = finished(start(own, {KEEP!r}, metadata={{'options': {{'stash': stash['tar.gz']}}}}))\n"
+        "keeping = [later('core.stash', {'stash': options}, job.outputs.remote_folder) for options in stash.values()]\n"
+        "finished(*keeping)\n"
+        "kept = [node.outputs.remote_stash for node in keeping]\n"
+        f"back = {{'unstash_target_mode': 'NewRemoteData', 'source_list': {KEPT!r}}}\n"
+        "bringing = [later('core.unstash', {'unstash': back}, one) for one in kept]\n"
+        "finished(*bringing)\n"
+        "said = {one.stash_mode.value: [type(one).__name__, one.target_basepath, node.outputs.remote_folder.get_remote_path()]"
+        " for one, node in zip(kept, bringing)}\n"
+        "print(json.dumps([job.outputs.remote_stash.target_basepath, job.uuid, said]))"
+    )
+    first, uuid, kept = said
+    assert first == f"{target}/{uuid}.tar.gz"
+    assert set(kept) == set(BEGINS)
+    below = f"{uuid[:2]}/{uuid[2:4]}/{uuid[4:]}"
+    expected = {f"{below}/{name}" for name in ("many/a/1.dat", "out/", "out/a b.txt", "out/empty/")}
+    for archive, mode in [(first, "tar.gz"), *((path, mode) for mode, (_, path, _) in kept.items())]:
+        assert set(machine.run(["tar", "-tf", archive], check=True).stdout.splitlines()) == expected
+        assert machine.outside(archive).read_bytes().startswith(BEGINS[mode])
+    for kind, _, new in kept.values():
+        assert kind == "RemoteStashCompressedData"
+        look = 'cd "$1" && find many out -type f -exec head {} + && find out -empty'
+        found = machine.run(["sh", "-c", look, "sh", new], check=True).stdout
+        assert "==> out/a b.txt <==\ndeep" in found
+        assert "==> many/a/1.dat <==\n1" in found
+        assert "2.log" not in found
+        assert "out/empty" in found
+    assert machine.run(["ls", "-A", f"{home}/.marketplace-hpc/staging"], check=True).stdout == ""

@@ -162,6 +162,10 @@ CASES: dict[str, Case] = {
         t.compress("tar", f"{r}/d", f"{r}/d/x.tar", r),
         t.extract(f"{r}/d/x.tar", f"{r}/out"),
     ],
+    "the target lies in the root itself": lambda t, r: [
+        t.compress("tar", f"{r}/d", f"{r}/d/x.tar", f"{r}/d"),
+        t.compress("tar", f"{r}/d", f"{r}/d/x.tar", f"{r}/d"),
+    ],
     "the target's folder is a file": lambda t, r: t.compress("tar", f"{r}/d", f"{r}/f/x.tar", r),
     **{
         f"{count} components less": lambda t, r, count=count: [

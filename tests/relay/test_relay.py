@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from aiida_marketplace_hpc.gateway.relay_messages import queue_name
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.machine import Machine, RigError, wait_until
 from aiida_marketplace_hpc.testing.rabbitmq import RabbitMq
@@ -77,6 +78,46 @@ def test_all_nine_capabilities(platform: BrokerClient) -> None:
     assert platform.ask("PATCH", f"api/v1/job/launch/{jobid}").json["jobid"] == jobid
     assert "cancelling signal" in platform.ask("DELETE", f"api/v1/job/cancel/{jobid}").json["message"]
     assert wait_for_end(platform, jobid) == "CANCELLED"
+
+
+def test_its_log_has_the_ids_of_the_gateways_and_no_secret(
+    broker: RabbitMq, hidden_gateway: GatewayProcess, cluster_machine: Machine
+) -> None:
+    options = ["--client-id", "logged", "--log-format", "json", "--timeout", "1"]
+    secret = {"MARKETPLACE_HPC_RELAY_CLIENT_SECRET": "s3cret"}
+    queue = queue_name("logged", "s3cret")
+    with (
+        RelayProcess(cluster_machine, broker.url, hidden_gateway.url, *options, env=secret) as relay,
+        BrokerClient(broker.url, queue, {"authorization": f"Bearer {hidden_gateway.token}"}) as platform,
+    ):
+        own = platform.ask("GET", "api/v1/info", {"x": "hidden"}, headers={"x-request-id": "of-the-client"})
+        new = platform.ask("GET", "api/v1/job/state/nothing")
+        hidden_gateway.pause()
+        try:
+            late = platform.ask("GET", "heartbeat")
+        finally:
+            hidden_gateway.resume()
+        platform.wait(platform.send_raw(b"not json"))
+        relay.terminate()
+        assert relay.wait() == 0
+        said = relay.log
+    lines = [json.loads(line) for line in said.splitlines() if not line.startswith("relaying to ")]
+    asked = [line for line in lines if "status" in line]
+    assert [(line["capability"], line["path"], line["status"]) for line in asked] == [
+        ("getInfo", "/api/v1/info", 200),
+        ("getTransformationState", "/api/v1/job/state/nothing", 404),
+        ("heartbeat", "/heartbeat", 504),
+    ]
+    ids = [line["request_id"] for line in asked]
+    assert ids == ["of-the-client", new.json["request_id"], late.json["request_id"]]
+    assert {name.lower(): text for name, text in own.headers.items()}["x-request-id"] == "of-the-client"
+    assert {(line["queue"], line["redelivered"]) for line in asked} == {("the queue of logged", False)}
+    assert asked[2]["duration"] >= 1
+    assert [line["level"] for line in lines if line.get("message", "").startswith("rejected")] == ["warning"]
+    known = {one.request_id: one.status for one in hidden_gateway.requests()}
+    assert (known[ids[0]], known[ids[1]]) == (200, 404)
+    for unsaid in ("s3cret", queue, broker.password, hidden_gateway.token, "hidden"):
+        assert unsaid not in said
 
 
 def test_errors_of_the_gateway_come_back(platform: BrokerClient) -> None:
@@ -190,6 +231,7 @@ def test_a_request_that_is_delivered_again_creates_one_job(
     relay.start()
     jobid = platform.wait(sent).json["jobid"]
     assert set(platform.ask("GET", "api/v1/job/").json["jobs"]) - before == {jobid}
+    wait_until(lambda: ", delivered again -> 200" in relay.log, within=5, failure=lambda: relay.log)
 
 
 def test_a_broker_that_is_killed_and_started_again(

@@ -357,6 +357,13 @@ class Cluster:
         words = f"FirecREST's job {transfer['jobId']} ended as {', '.join(sorted(states))}: {said}"
         raise JobFailed(words, status=500, own=True)
 
+    def ended(self, id: str, folder: str) -> bool:
+        """Whether a job of the gateway's own, which writes its errors to ``errors`` in its folder, has ended well.
+
+        :raises CallFailed: as :meth:`finished`.
+        """
+        return self.finished({"transferJob": {"jobId": id, "logs": {"errorLog": f"{folder}/errors"}}})
+
     def forget(self, job: Json) -> None:
         """Remove what such a job has written about itself."""
         for log in job["transferJob"]["logs"].values():

@@ -511,6 +511,20 @@ class RemoteFiles(Globbing):
         """Have a job of FirecREST's do something, and wait for its end."""
         self._wait(self.cluster.start(what, path, target, **options))
 
+    def pause(self, seconds: float) -> None:
+        """Wait, and tell that something is going on."""
+        self.advance(1)
+        self._sleep(seconds)
+
+    def follow(self, id: str, folder: str) -> None:
+        """Wait for the end of a job that the gateway has submitted itself.
+
+        :param folder: the job's, with what it writes to standard error in ``errors``.
+        :raises JobFailed: with the end of that.
+        :raises Unavailable: if it takes too long; it goes on.
+        """
+        self._until(lambda: self.cluster.ended(id, folder))
+
     def _by_job(self, what: str, path: str, target: str, named: str, **options: object) -> None:
         with explained(named, repeatable=False):
             self.by_job(what, path, target, **options)
@@ -520,14 +534,21 @@ class RemoteFiles(Globbing):
 
         :raises Unavailable: if it takes too long; it goes on.
         """
+        try:
+            self._until(lambda: self.cluster.finished(job))
+        except JobFailed:
+            self.cluster.forget(job)
+            raise
+        self.cluster.forget(job)
+
+    def _until(self, ended: Callable[[], bool]) -> None:
         until = time.monotonic() + _JOB_TIME
         pause = _POLL / 4
         while True:
             try:
-                if self.cluster.finished(job):
-                    break
+                if ended():
+                    return
             except JobFailed:
-                self.cluster.forget(job)
                 raise
             except CallFailed:
                 pass  # A question that was not answered says nothing about the job.
@@ -536,7 +557,6 @@ class RemoteFiles(Globbing):
                 raise Unavailable("a job of FirecREST's that moves files takes too long", retryable=False)
             self._sleep(pause)
             pause = min(pause * 2, _POLL)
-        self.cluster.forget(job)
 
 
 def _kind(mode: int) -> str:

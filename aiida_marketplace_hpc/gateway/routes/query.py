@@ -8,9 +8,9 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, NotSupported, TooLarge
+from aiida_marketplace_hpc.errors import GatewayError, InvalidRequest, TooLarge
 from aiida_marketplace_hpc.gateway import archives
 from aiida_marketplace_hpc.gateway.config import GIB
 from aiida_marketplace_hpc.gateway.files import Files
@@ -18,6 +18,9 @@ from aiida_marketplace_hpc.gateway.operations import Running
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Call, Later, flag, text
 from aiida_marketplace_hpc.gateway.storage import AnyFiles
 from aiida_marketplace_hpc.protocol import MAX_JOBIDS, MAX_OPERATIONS, OPERATIONS
+
+if TYPE_CHECKING:
+    from aiida_marketplace_hpc.gateway.firecrest.packing import Packing
 
 Fields = Mapping[str, Any]
 _MAX_WAIT = 10.0
@@ -251,38 +254,37 @@ def _remove(call: Call, fields: Fields) -> Any:
     return {}
 
 
-def _here(call: Call, fields: Fields) -> Files:
-    """The same where archives are made and unpacked by the gateway itself.
-
-    :raises NotSupported: the cluster's file system is not here.
-    """
-    files = _changing(call, fields)
-    if not isinstance(files, Files):
-        raise NotSupported("this gateway reaches its cluster through FirecREST, where it makes and unpacks no archives")
-    return files
-
-
 def _compress(call: Call, fields: Fields) -> Any:
-    sources = _texts(fields, "sources", "paths")
-    return archives.compress(
-        _here(call, fields),
-        sources,
-        _text(fields, "target"),
-        _text(fields, "root_dir"),
-        format=_text(fields, "format"),
-        overwrite=_flag(fields, "overwrite", True),
-        dereference=_flag(fields, "dereference"),
+    files = _changing(call, fields)
+    sources, target, root_dir = _texts(fields, "sources", "paths"), _text(fields, "target"), _text(fields, "root_dir")
+    format, overwrite = _text(fields, "format"), _flag(fields, "overwrite", True)
+    dereference = _flag(fields, "dereference")
+    if isinstance(files, Files):
+        return archives.compress(
+            files, sources, target, root_dir, format=format, overwrite=overwrite, dereference=dereference
+        )
+    members = archives.members_to_pack(files, sources, target, root_dir, format=format, overwrite=overwrite)
+    return _packing(call, files).compress(
+        members, target, root_dir, format=format, overwrite=overwrite, dereference=dereference
     )
 
 
 def _extract(call: Call, fields: Fields) -> Any:
-    return archives.extract(
-        _here(call, fields),
-        _text(fields, "path"),
-        _text(fields, "target"),
-        strip_components=_number(fields, "strip_components"),
-        most=(call.gateway.settings.archive_members, call.gateway.settings.archive_size * GIB),
-    )
+    files, path, target = _changing(call, fields), _text(fields, "path"), _text(fields, "target")
+    strip = _number(fields, "strip_components")
+    most = (call.gateway.settings.archive_members, call.gateway.settings.archive_size * GIB)
+    if isinstance(files, Files):
+        return archives.extract(files, path, target, strip_components=strip, most=most)
+    return _packing(call, files).extract(path, target, strip_components=strip, most=most)
+
+
+def _packing(call: Call, files: AnyFiles) -> Packing:
+    """Archives where the cluster's file system is not here."""
+    from aiida_marketplace_hpc.gateway.firecrest.files import RemoteFiles
+    from aiida_marketplace_hpc.gateway.firecrest.packing import Packing
+
+    assert isinstance(files, RemoteFiles)  # noqa: S101 - there is no third kind.
+    return Packing(files, call.gateway.settings.policy.options(b"#!/bin/bash\n"))
 
 
 def _jobs_states(call: Call, fields: Fields) -> Any:
