@@ -68,7 +68,7 @@ class Caller:
 
         With several machines, the caller's folders there are made when they are needed, so that nobody waits for another one.
 
-        :raises Unavailable: it is none of the gateway's any more.
+        :raises Unavailable: it does not answer now, or is none of the gateway's any more.
         """
         return self if self.elsewhere is None else self.elsewhere(machine)
 
@@ -202,10 +202,17 @@ class Gateway:
             for site in self.sites.values():
                 site.accounts.offer(user.username, token, identity.expires_at)
         if len(self.sites) > 1:
-            return replace(self._caller_on(user), elsewhere=lambda machine: self._prepared(user, machine))
+            return replace(self._caller_on(user), elsewhere=lambda machine: self._elsewhere(user, machine))
         caller = self._prepared(user)
         self.homes.claim(user)
         return caller
+
+    def _elsewhere(self, user: User, machine: str) -> Caller:
+        machine = self.machine_of(machine)
+        if self.backend.on(machine).is_silent:
+            # Threads that wait for it would be missing for the others.
+            raise Unavailable(f"the machine {machine} does not answer now")
+        return self._prepared(user, machine)
 
     def _prepared(self, user: User, machine: str = "") -> Caller:
         caller = self._caller_on(user, machine)

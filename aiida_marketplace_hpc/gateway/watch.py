@@ -82,7 +82,7 @@ class Watch:
 
     def problem_of(self, machine: str) -> str | None:
         """Why the last round brought no answer about a machine, or ``None`` if it did."""
-        return self.problem or self.problems.get(machine)
+        return self.problem or self._backend.on(machine).problem
 
     @property
     def answer_age(self) -> float | None:

@@ -137,6 +137,8 @@ class Backend(abc.ABC):
 
     name: str
     """What ``--backend`` calls it."""
+    problem: str | None = None
+    """Of a part that :meth:`on` gives: why that machine did not answer in the last round, though others did."""
 
     @abc.abstractmethod
     def submit(self, submission: Submission) -> str:
@@ -203,8 +205,13 @@ class Backend(abc.ABC):
         return number
 
     @property
+    def is_silent(self) -> bool:
+        """Of a part that :meth:`on` gives: whether that machine lets everybody wait now who asks it for anything."""
+        return False
+
+    @property
     def problems(self) -> Mapping[str, str]:
-        """The machines that did not answer in the last :meth:`queue`, though others did, each with the reason."""
+        """The machines that did not answer in the last :meth:`queue`, though others did, each with its :attr:`problem`."""
         return {}
 
     @property

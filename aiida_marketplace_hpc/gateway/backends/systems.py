@@ -26,30 +26,39 @@ from aiida_marketplace_hpc.gateway.backends.base import (
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 5.0
-"""Seconds that a round of questions waits for a machine; what it answers later counts in the next round."""
-PROBLEM_AGE = 10.0
-"""Seconds for which a machine that did not answer is not tried again by whoever else needs it."""
+PATIENCE = 8.0
+"""Seconds that a round of questions waits for a machine, once; what it answers later counts in a later round. FirecREST gives
+a command of Slurm's 5."""
+OVERDUE = 60.0
+"""Seconds after which an answer is not expected any more. With many accounts a round may take its time."""
+SILENCE = 10.0
+"""Seconds for which a silent machine is not tried by whoever else needs it."""
 
 
 class OneOfSeveral(Backend):
     """The jobs of one machine, under ids that no other one has.
 
-    While the machine is known not to answer, nothing is sent to it but questions for all of its jobs: threads that wait for it
-    are missing elsewhere.
+    While the machine is silent, nothing is sent to it but questions for all of its jobs: threads that wait for it are missing
+    elsewhere.
 
     :param prefix: comes before each id; empty for the default machine.
     """
 
-    def __init__(self, machine: str, backend: Backend, prefix: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, machine: str, backend: Backend, prefix: str, *, patience: float, clock: Callable[[], float]
+    ) -> None:
         self.name = backend.name
         self.machine = machine
-        self.problem: str | None = None
-        """Why it did not answer in the last round; ``None``: it did, or was not asked yet."""
         self._backend = backend
         self._prefix = prefix
+        self._patience = patience
         self._clock = clock
-        self._asked_at = 0.0
+        self._began = 0.0
+        self._took = 0.0
+        self._looked_at = 0.0
+        self._slow = False
+        self._failed = False
+        self._has_answered = False
         self._asking: Future[Mapping[str, Observation]] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"queue {machine}")
 
@@ -63,30 +72,41 @@ class OneOfSeveral(Backend):
     def begin(self) -> None:
         """Ask for the queue, in a thread, unless that is under way."""
         if self._asking is None:
-            self._asking = self._thread.submit(self.queue)
+            self._began = self._clock()
+            self._asking = self._thread.submit(self._timed_queue)
 
-    def answer(self, until: float) -> Mapping[str, Observation] | None:
+    def _timed_queue(self) -> Mapping[str, Observation]:
+        try:
+            return self.queue()
+        finally:
+            self._took = self._clock() - self._began
+
+    def answer(self) -> Mapping[str, Observation] | None:
         """What came of it; ``None`` where there is no answer, for which :attr:`problem` then says the reason.
 
-        :param until: when to stop waiting.
+        A machine that was too slow is not waited for before it was quick again.
         """
         asked = self._asking
         assert asked is not None  # noqa: S101 - begin() comes before.
-        if not wait([asked], max(0.0, until - self._clock())).done:
-            self.note("it has not answered in time")
+        remaining = 0.0 if self._slow else max(0.0, self._began + self._patience - self._clock())
+        self._looked_at = self._clock()
+        if not wait([asked], remaining).done:
+            self._slow, self.problem = True, "it has not answered in time"
             return None
-        self._asking = None
+        self._asking, self._slow = None, self._took >= self._patience
         try:
             found = asked.result()
         except BackendError as exc:
-            self.note(str(exc))
+            self._failed, self.problem = True, str(exc)
             return None
-        self.problem = None
+        self._failed, self._has_answered, self.problem = False, True, None
         return found
 
-    def note(self, problem: str) -> None:
-        """Take down why it does not answer."""
-        self.problem, self._asked_at = problem, self._clock()
+    @property
+    def is_silent(self) -> bool:
+        now = self._clock()
+        overdue = self._asking is not None and now - self._began > OVERDUE
+        return self._slow and (self._failed or overdue) and now - self._looked_at < SILENCE
 
     def submit(self, submission: Submission) -> str:
         self._require_answers(Deferred)
@@ -128,17 +148,13 @@ class OneOfSeveral(Backend):
         self._backend.stop()
 
     def describe(self) -> dict[str, object]:
-        if self._is_down:
+        if self.problem is not None or not self._has_answered:
             return {"name": self.machine, "backend": self.name}
         return {**self._backend.describe(), "name": self.machine}
 
-    @property
-    def _is_down(self) -> bool:
-        return self.problem is not None and self._clock() - self._asked_at < PROBLEM_AGE
-
     def _require_answers(self, error: type[BackendError]) -> None:
-        if self._is_down:
-            raise error(f"the machine {self.machine} does not answer now: {self.problem}")
+        if self.is_silent:
+            raise error(f"the machine {self.machine} does not answer now")
 
     def _number(self, id: str) -> str:
         return id.removeprefix(self._prefix)
@@ -167,12 +183,12 @@ class Systems(Backend):
     ) -> None:
         default = next(iter(backends))
         self._parts = {
-            machine: OneOfSeveral(machine, backend, "" if machine == default else f"{machine}/", clock)
+            machine: OneOfSeveral(
+                machine, backend, "" if machine == default else f"{machine}/", patience=patience, clock=clock
+            )
             for machine, backend in backends.items()
         }
         self._default = self._parts[default]
-        self._patience = patience
-        self._clock = clock
         self.name = self._default.name
 
     def on(self, machine: str) -> Backend:
@@ -199,8 +215,7 @@ class Systems(Backend):
         """
         for part in self._parts.values():
             part.begin()
-        until = self._clock() + self._patience
-        answers = [part.answer(until) for part in self._parts.values()]
+        answers = [part.answer() for part in self._parts.values()]
         if all(answer is None for answer in answers):
             raise SchedulerDown("; ".join(f"{machine}: {problem}" for machine, problem in self.problems.items()))
         for machine, problem in self.problems.items():
@@ -216,7 +231,7 @@ class Systems(Backend):
                 try:
                     found.update(part.accounting(mine))
                 except SchedulerDown as exc:
-                    part.note(str(exc))
+                    part.problem = str(exc)
         return found
 
     def find(self, folder: str, since: datetime) -> Sequence[Observation]:
@@ -256,9 +271,10 @@ class _Gone(Backend):
     def __init__(self, machine: str, name: str) -> None:
         self.machine = machine
         self.name = name
+        self.problem = f"the machine {machine} is none of this gateway's any more"
 
     def submit(self, submission: Submission) -> str:
-        raise Deferred(self._words)
+        raise Deferred(self.problem or "")
 
     def cancel(self, id: str, folder: str | None = None) -> None:
         self._raise()
@@ -278,9 +294,5 @@ class _Gone(Backend):
     def describe(self) -> dict[str, object]:
         return {"name": self.machine, "backend": self.name}
 
-    @property
-    def _words(self) -> str:
-        return f"the machine {self.machine} is none of this gateway's any more"
-
     def _raise(self) -> NoReturn:
-        raise SchedulerDown(self._words)
+        raise SchedulerDown(self.problem or "")

@@ -87,7 +87,6 @@ def serving(folder: Path, doubles: dict[str, FirecrestDouble], settings: dict[st
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiida_marketplace_hpc.gateway.backends.firecrest.SETTLING_TIME", 1.0)
-    monkeypatch.setattr("aiida_marketplace_hpc.gateway.backends.systems.PROBLEM_AGE", 0.5)
     monkeypatch.setattr("aiida_marketplace_hpc.gateway.service._RECONCILE_INTERVAL", 0.2)
     monkeypatch.setenv("MP_ACCESS_TOKEN", TOKENS[ALICE])
 
@@ -209,6 +208,16 @@ def test_a_submission_whose_answer_was_lost_is_found_on_its_system(two: Two, car
     assert two.doubles["alps"].calls["submit"] == 1
 
 
+def test_a_lost_submission_that_waits_is_found_on_its_system(two: Two) -> None:
+    """It has taken no guard that would tell of it."""
+    two.doubles["bora"].fail("submit", carried_out=True)
+    jobid = two.submit("bora", "held", "#SBATCH --hold\ntrue")
+    held = two.wait(jobid, "HELD")
+    assert (held["scheduler_id"], two.doubles["bora"].calls["submit"]) == ("bora/1", 1)
+    two.clients["bora"].cancel_job(jobid)
+    two.wait(jobid, "CANCELLED")
+
+
 def test_a_system_that_does_not_answer_keeps_nothing_of_the_other_from_being_known(two: Two) -> None:
     body = "until [ -e go ]; do sleep 0.1; done"
     jobs = {system: two.submit(system, "dark", body) for system in two.clients}
@@ -255,6 +264,7 @@ def test_a_lost_ledger_learns_from_the_living_jobs_of_each_system(
     assert doubles["bora"].calls["submit"] == 1
 
 
+@pytest.mark.services  # It starts four gateways.
 def test_jobs_go_on_when_a_gateway_gets_a_second_system_and_loses_one(
     doubles: dict[str, FirecrestDouble], tmp_path: Path
 ) -> None:
