@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,14 +12,18 @@ from typing import Any
 
 import pytest
 import requests
+from click.testing import CliRunner
 
+from aiida_marketplace_hpc.cli import main
 from aiida_marketplace_hpc.client.gateway import HpcGateway, Place
 from aiida_marketplace_hpc.errors import ConfigurationError, Conflict, Forbidden, InvalidRequest, NotFound, Unavailable
+from aiida_marketplace_hpc.gateway.backends.systems import OneOfSeveral
 from aiida_marketplace_hpc.testing.firecrest_jobs import Processes
 from aiida_marketplace_hpc.testing.firecrest_v2 import FirecrestDouble
 from aiida_marketplace_hpc.testing.machine import Machine, wait_until
 from aiida_marketplace_hpc.testing.oidc import OidcProvider
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
+from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
 from tests.firecrest.conftest import remote_settings
 
 
@@ -195,7 +200,7 @@ def test_a_folder_stays_with_the_machine_of_its_first_job(two: Two) -> None:
     assert two.doubles["bora"].calls["submit"] == 0
 
 
-@pytest.mark.parametrize("carried_out", [True, False])
+@pytest.mark.parametrize("carried_out", [True, pytest.param(False, marks=pytest.mark.services)])
 def test_a_submission_whose_answer_was_lost_is_found_on_its_system(two: Two, carried_out: bool) -> None:
     other = two.submit("alps", "lost", "true")
     two.doubles["bora"].fail("submit", carried_out=carried_out)
@@ -295,3 +300,81 @@ def test_jobs_go_on_when_a_gateway_gets_a_second_system_and_loses_one(
     with serving(tmp_path, doubles, both_settings(doubles, tmp_path)) as two:
         two.wait(second, "COMPLETED")
         two.wait(third, "COMPLETED")
+
+
+def test_aiidas_transport_works_on_the_machine_of_its_computer(two: Two) -> None:
+    where = {"machine": "host", "url": two.served.url}
+    folder = two.home("bora") / "aiida"
+    with MarketplaceHpcTransport(**where, gateway_machine="bora") as bora, MarketplaceHpcTransport(**where) as alps:
+        bora.makedirs(str(folder))
+        assert folder.is_dir()
+        assert bora.gotocomputer_command(str(folder)).endswith(f"--machine=bora shell -- {folder}")
+        assert "--machine" not in alps.gotocomputer_command()
+        with pytest.raises(PermissionError):
+            alps.listdir(str(folder))
+    with (
+        MarketplaceHpcTransport(**where, gateway_machine="carme") as carme,
+        pytest.raises(ConfigurationError, match="no machine carme: it has the machines alps, bora"),
+    ):
+        carme.listdir(str(folder))
+
+
+def test_the_command_line_reaches_each_machine(two: Two, tmp_path: Path) -> None:
+    def run(*arguments: str) -> Any:
+        done = CliRunner().invoke(main, ["--url", two.served.url, "--json", *arguments])
+        return done.exit_code, json.loads(done.stdout)
+
+    code, found = run("doctor", "--machine", "bora")
+    assert (code, found["ok"]) == (0, True)
+    checks = {check["name"]: check["text"] for check in found["checks"]}
+    assert checks["machine"] == "bora"
+    assert "alps (firecrest), bora (firecrest)" in checks["gateway"]
+    assert str(two.home("bora")) in checks["folder home"]
+    code, found = run("doctor", "--machine", "carme")
+    assert (code, "no machine carme: it has the machines alps, bora" in json.dumps(found)) == (2, True)
+    script = tmp_path / "say.sh"
+    script.write_text("#!/bin/sh\necho said > out\n")
+    code, job = run("job", "run", str(script), "--machine", "bora", "--output", "out", "--into", str(tmp_path / "back"))
+    assert (code, job["machine"]) == (0, "bora")
+    assert job["folder"].startswith(f"{two.home('bora')}/runs/say-")
+    assert (tmp_path / "back" / "out").read_text() == "said\n"
+
+
+def test_a_system_that_lets_everybody_wait_takes_no_threads_from_the_other(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OneOfSeveral, "is_silent", property(lambda self: self.machine == "bora"))
+    headers = {"Authorization": f"Bearer {TOKENS[ALICE]}"}
+    for machine, status in (("bora", 503), ("alps", 200)):
+        body = {"machine": machine, "operations": [{"op": "stat", "path": str(two.home(machine))}]}
+        answer = requests.post(f"{two.served.url}/api/v1/query", headers=headers, json=body, timeout=10)
+        assert answer.status_code == status
+        wanted = f"{two.served.url}/api/v1/file/list/{'bora.' if machine == 'bora' else ''}home"
+        assert requests.get(wanted, headers=headers, timeout=10).status_code == status
+    states = {"machine": "bora", "operations": [{"op": "jobs.active"}]}
+    answer = requests.post(f"{two.served.url}/api/v1/query", headers=headers, json=states, timeout=10)
+    assert answer.json()["results"][0]["ok"]
+    assert set(two.doubles["bora"].calls) <= {"jobs", "partitions"}
+
+
+def test_users_act_on_each_system_with_their_own_token(
+    doubles: dict[str, FirecrestDouble], provider: OidcProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        **{
+            name: value
+            for name, value in both_settings(doubles, tmp_path).items()
+            if not name.startswith(("firecrest_c", "firecrest_t"))
+        },
+        "account": "delegated",
+        "auth": "oidc",
+        "dev_token": {},
+        "issuer": provider.issuer,
+        "audience": ("hpc-gateway",),
+    }
+    monkeypatch.setenv("MP_ACCESS_TOKEN", provider.issue("carol", email="carol@example.org"))
+    before = provider.grants["client_credentials"]
+    with serving(tmp_path, doubles, settings) as two:
+        jobs = {system: two.submit(system, "work", f"exit {len(system) + 1}") for system in two.clients}
+        assert {two.wait(jobid, "FAILED")["machine"] for jobid in jobs.values()} == set(jobs)
+    assert provider.grants["client_credentials"] == before

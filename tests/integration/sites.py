@@ -120,16 +120,13 @@ class Installation:
         """Make the computer from the examples, word for word but for where things are, and the code on it."""
         self.add_computer(LABEL, self.site.gateway.url, self.site.work_dir)
 
-    def add_computer(self, label: str, url: str, work_dir: str, *options: str) -> None:
-        """Make a computer that is a gateway's cluster, and the code ``bash`` on it.
-
-        :param options: further ones of ``verdi computer configure``.
-        """
+    def add_computer(self, label: str, url: str, work_dir: str) -> None:
+        """Make a computer that is a gateway's cluster, and the code ``bash`` on it."""
         where = ["--label", label, "--work-dir", work_dir]
         self.verdi("computer", "setup", "--non-interactive", "--config", str(EXAMPLES / "computer-setup.yaml"), *where)
         configure = ["computer", "configure", "marketplace_hpc", label]
         config = str(EXAMPLES / "computer-configure.yaml")
-        self.verdi(*configure, "--non-interactive", "--config", config, "--url", url, *options)
+        self.verdi(*configure, "--non-interactive", "--config", config, "--url", url)
         code = ["--label", "bash", "--computer", label, "--filepath-executable", f"{SYSTEM}/bin/bash"]
         self.verdi(
             "code", "create", "core.code.installed", "-n", "--default-calc-job-plugin", "core.arithmetic.add", *code

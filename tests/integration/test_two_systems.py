@@ -16,7 +16,7 @@ from aiida_marketplace_hpc.testing.machine import Machine
 from aiida_marketplace_hpc.testing.oidc import OidcProvider
 
 BOTH = """\
-codes = [orm.load_code(f"bash@{label}") for label in LABELS]
+codes = [orm.load_code(f"bash@{label}") for label in MACHINES]
 nodes = [submit(ArithmeticAdd, x=orm.Int(3), y=orm.Int(number), code=code) for number, code in enumerate(codes)]
 deadline = time.monotonic() + 120
 while not all(node.is_terminated for node in nodes) and time.monotonic() < deadline:
@@ -25,15 +25,15 @@ print(json.dumps([[node.outputs.sum.value, facts(node)] for node in nodes]))
 """
 
 
-DEFAULT = """\
+COMPUTERS = """\
 from aiida_marketplace_hpc.client.gateway import HpcGateway
 from aiida_marketplace_hpc.new_computer import plan
 
-computer = plan({label!r}, HpcGateway({url!r}), "env:MP_ACCESS_TOKEN").store()
-computer.set_minimum_job_poll_interval(0.2)
-where = dict(label="bash", computer=computer, filepath_executable="/usr/bin/bash")
-code = orm.InstalledCode(default_calc_job_plugin="core.arithmetic.add", **where).store()
-print(json.dumps(computer.get_workdir()))
+for label, machine in MACHINES.items():
+    computer = plan(label, HpcGateway(URL, machine=machine), "env:MP_ACCESS_TOKEN").store()
+    computer.set_minimum_job_poll_interval(0.2)
+    where = dict(label="bash", computer=computer, filepath_executable="/usr/bin/bash")
+    orm.InstalledCode(default_calc_job_plugin="core.arithmetic.add", **where).store()
 """
 
 
@@ -70,14 +70,11 @@ def gateway(doubles: list[FirecrestDouble], site: Site) -> Iterator[GatewayProce
 def test_a_calculation_on_each_at_once(
     installation: Installation, gateway: GatewayProcess, doubles: list[FirecrestDouble]
 ) -> None:
-    labels = [f"{double.system}-{gateway.pid}" for double in doubles]
     # One that names no machine is on the default one.
-    installation.run(DEFAULT.format(label=labels[0], url=gateway.url))
-    installation.add_computer(
-        labels[1], gateway.url, f"{doubles[1].machine.home}/{{username}}/aiida", "--machine", "bora"
-    )
+    machines = {f"alps-{gateway.pid}": "", f"bora-{gateway.pid}": "bora"}
+    given = f"MACHINES, URL = {machines!r}, {gateway.url!r}\n"
     before = [double.calls.copy() for double in doubles]
-    for number, (total, facts) in enumerate(installation.run(f"LABELS = {labels!r}\n{BOTH}")):
+    for number, (total, facts) in enumerate(installation.run(given + COMPUTERS + BOTH)):
         job, double = facts["detailed"]["job"], doubles[number]
         assert (total, facts["status"], job["state"], job["machine"]) == (3 + number, 0, "COMPLETED", double.system)
         assert job["scheduler_id"] == ("1", "bora/1")[number]
