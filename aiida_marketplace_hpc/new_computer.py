@@ -109,10 +109,7 @@ def plan(
 
     info = gateway.info(refresh=True)
     gateway.create_user()
-    machines = {str(machine.get("name")): machine for machine in info.get("machines", ())}
-    if gateway.machine and gateway.machine not in machines:
-        raise ConfigurationError(f"the gateway has no machine {gateway.machine}, it has {', '.join(machines)}")
-    machine: dict[str, Any] = machines.get(gateway.machine) or next(iter(machines.values()), {})
+    machine = gateway.about_machine()
     return NewComputer(
         label,
         urlsplit(gateway.url).hostname or "gateway",

@@ -521,7 +521,8 @@ INFO_FIELDS: dict[str, str] = {
     "api_version": "the version of this contract",
     "oldest_client": "the oldest version of the client that it serves",
     "extensions": "what it offers beyond the nine published capabilities",
-    "machines": "the machines that jobs run on, each with its `name`, `backend` and what the backend says about it",
+    "machines": "the machines that jobs run on, each with its `name`, `backend`, `problem` (why its scheduler does not "
+    "answer, or null) and what the backend says about it; of several, the first is the default, and each has its `roots`",
     "account_mode": "under which Unix account files are written and jobs run: `own`, `shared` or `delegated`",
     "account_note": "what that does and does not keep apart, in a sentence",
     "auth": "which tokens are accepted: `method` (`dev`, `oidc` or `marketplace`), `issuer`, `audience` (a list, empty where "
@@ -533,7 +534,8 @@ INFO_FIELDS: dict[str, str] = {
     "username": "the name of the caller's folders",
     "email": "the caller's e-mail address",
     "home": "the absolute path of the caller's home on the cluster",
-    "roots": "the folders below which the caller reaches everything: `name`, `path`, `read_only`, `free` bytes",
+    "roots": "the folders below which the caller reaches everything: `name`, `path`, `read_only`, `free` bytes; of "
+    "several machines, those of the default one. Those of another are named `MACHINE.NAME`, as their job ids are then",
     "limits": "how much may be asked for in one request; `whole`: bytes of a file up to which it should come in one piece",
     "route": "what the way on which this was asked lets through: with `text_only` nothing but text, and then at most "
     "`answer_limit` bytes in an answer, if that is known",

@@ -427,5 +427,7 @@ class MarketplaceHpcTransport(AsyncTransport):
         # An empty app id is said, too: the environment may hold one for another gateway.
         for option in ("url", "app_id", "token_source"):
             words.append(f"--{option.replace('_', '-')}={parameters[option]}")
+        if parameters["machine"]:
+            words.append(f"--machine={parameters['machine']}")
         words += ["shell", *(["--", str(remotedir)] if remotedir else [])]
         return shlex.join(words)

@@ -40,11 +40,12 @@ class Settings:
     url: str = ""
     app_id: str = ""
     token_source: str = DEFAULT_SOURCE
+    machine: str = ""
     json: bool = False
 
 
 def client_options(*, environment: bool = False) -> Callable[[F], F]:
-    """Give a command ``--url``, ``--app-id``, ``--token-source`` and ``--json``; they land in :class:`Settings`.
+    """Give a command ``--url``, ``--app-id``, ``--token-source``, ``--machine``, ``--json``; they land in :class:`Settings`.
 
     :param environment: take the defaults from the environment.
     """
@@ -55,6 +56,7 @@ def client_options(*, environment: bool = False) -> Callable[[F], F]:
     def decorate(command: F) -> F:
         for decorator in (
             json_option(),
+            _setting("--machine", metavar="NAME", help="The system to use, where the gateway has several."),
             _setting("--token-source", metavar="SOURCE", help="env:NAME, file:PATH, command:CMD or login:NAME."),
             _setting(
                 "--app-id",
@@ -105,7 +107,9 @@ def connect(settings: Settings) -> HpcGateway:
     """
     from aiida_marketplace_hpc.client.gateway import HpcGateway
 
-    return HpcGateway(settings.url, app_id=settings.app_id, token_source=settings.token_source)
+    return HpcGateway(
+        settings.url, app_id=settings.app_id, token_source=settings.token_source, machine=settings.machine
+    )
 
 
 def emit(settings: Settings, document: Any, text: str | None = None) -> None:

@@ -39,7 +39,8 @@ gateway.add_command(relay)
     "--root",
     multiple=True,
     metavar="NAME=TEMPLATE[:ro]",
-    help="A further folder that users reach: scratch, projects, read-only software. May be repeated.",
+    help="A further folder that users reach: scratch, projects, read-only software; MACHINE.NAME: on one of several machines. "
+    "May be repeated.",
 )
 @click.option(
     "--allow-shared-home", is_flag=True, default=None, help="Let several users share one home without {username}."
@@ -56,7 +57,7 @@ gateway.add_command(relay)
 @click.option("--machine", help="What the machine is called.  [default: the backend's name]")
 @click.option("--slots", type=int, help="Jobs that the backend local runs at once.  [default: number of processors]")
 @click.option("--firecrest-url", metavar="URL", help="Where FirecREST is (version 2), for the backend firecrest.")
-@click.option("--firecrest-system", metavar="NAME", help="What FirecREST calls the cluster.")
+@click.option("--firecrest-system", metavar="NAME", help="What FirecREST calls the cluster; several: A,B,…")
 @click.option("--firecrest-token-url", metavar="URL", help="Where the gateway gets tokens of its own for FirecREST.")
 @click.option(
     "--firecrest-client-id",

@@ -66,7 +66,6 @@ _NAME = re.compile(r"[^A-Za-z0-9._-]+")
     "--under", metavar="DIR", help="Where on the cluster the job's folder is made.  [default: runs in the home]"
 )
 @click.option("--new", is_flag=True, help="Run it anew, also if the same script with the same inputs has run before.")
-@click.option("--machine", metavar="NAME", default="", help="The system to run on, where the gateway has several.")
 @client_options()
 @click.pass_context
 def run(
@@ -78,7 +77,6 @@ def run(
     into: Path,
     under: str | None,
     new: bool,
-    machine: str,
 ) -> None:
     """Run SCRIPT on the cluster: upload it with its inputs, submit it, wait for its end, and download its outputs.
 
@@ -94,8 +92,9 @@ def run(
     label = (
         f"{_NAME.sub('-', script.stem).strip('-.') or 'job'}-{secrets.token_hex(8) if new else _digest(script, names)}"
     )
+    if settings.machine:  # Machines may share a disk.
+        label += f"-{settings.machine}"
     with connect(settings) as gateway:
-        gateway.machine = machine
         errand = Errand(settings, gateway, script, names)
         try:
             job = errand.finish(under, label)
@@ -140,7 +139,8 @@ class Errand:
         """
         gateway = self._gateway
         gateway.require("launch-on-create")
-        home = str(gateway.create_user()["home"])
+        gateway.create_user()
+        home = gateway.home()
         folder = posixpath.join(home, "runs" if under is None else under, label)
         if not self._exists(f"{folder}/{self._script.name}"):
             self._upload(folder)
@@ -307,4 +307,6 @@ def _command(settings: Settings, *arguments: str) -> str:
         options += ["--app-id", settings.app_id]
     if settings.token_source != DEFAULT_SOURCE:
         options += ["--token-source", settings.token_source]
+    if settings.machine:
+        options += ["--machine", settings.machine]
     return shlex.join(["marketplace-hpc", *options, *arguments])

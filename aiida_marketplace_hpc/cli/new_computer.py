@@ -14,7 +14,6 @@ from aiida_marketplace_hpc.errors import ConfigurationError, TokenUnavailable
 @click.command()
 @client_options()
 @click.option("-p", "--profile", metavar="PROFILE", help="The AiiDA profile.  [default: AiiDA's own default]")
-@click.option("--machine", default="", help="The system, of a gateway that has several.")
 @click.option(
     "--work-dir", metavar="TEMPLATE", help="Where calculations run; {username} is replaced.  [default: aiida in a root]"
 )
@@ -27,7 +26,6 @@ def create(
     /,
     label: str,
     profile: str | None,
-    machine: str,
     work_dir: str | None,
     mpirun_command: str | None,
     mpiprocs_per_machine: int,
@@ -48,7 +46,7 @@ def create(
             f"`verdi computer configure marketplace_hpc {label}`"
         )
     source = _token_source(settings, label)
-    with HpcGateway(settings.url, app_id=settings.app_id, token_source=source, machine=machine) as gateway:
+    with HpcGateway(settings.url, app_id=settings.app_id, token_source=source, machine=settings.machine) as gateway:
         new = plan(
             label,
             gateway,

@@ -513,7 +513,7 @@ class RemoteDisk:
         text = str(path)
         if text.startswith("/"):
             return text
-        home = str(self._gateway.info()["home"])
+        home = self._gateway.home()
         return home if text in ("", ".") else f"{home}/{text}"
 
     def _all(self, operations: Iterator[dict[str, Any]]) -> None:

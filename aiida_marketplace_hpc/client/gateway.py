@@ -61,7 +61,8 @@ class HpcGateway:
     :param url: the gateway's address, or with ``app_id`` the MarketPlace's.
     :param app_id: go through the MarketPlace's proxy to this app; empty: talk to the gateway directly.
     :param token_source: ``env:NAME``, ``file:PATH``, ``command:CMD``, ``login:NAME``, or an object.
-    :param machine: the system on which new jobs run, where the gateway has several; empty: its default.
+    :param machine: the one whose files are meant and on which new jobs run, where the gateway has several; empty: its default
+        one.
     :param clock: the seconds of a monotonic clock.
     :raises ConfigurationError: one of them makes no sense.
     """
@@ -267,8 +268,26 @@ class HpcGateway:
         return not self.extensions()
 
     def roots(self) -> tuple[Root, ...]:
-        """The folders on the cluster that the gateway reaches. May be repeated."""
-        return self._passage.info.roots()
+        """The folders on the cluster that the gateway reaches. May be repeated.
+
+        :raises ConfigurationError: the gateway does not have the machine.
+        """
+        return self._passage.info.roots(self.machine)
+
+    def home(self) -> str:
+        """The absolute path of the caller's home. May be repeated.
+
+        :raises ConfigurationError: the gateway does not have the machine.
+        """
+        roots = self.roots()
+        return next((root.path for root in roots if root.name == "home"), "") or str(self.info()["home"])
+
+    def about_machine(self) -> Json:
+        """What the gateway says about the machine: its ``name``, ``backend``, ``problem`` and more. May be repeated.
+
+        :raises ConfigurationError: the gateway does not have it.
+        """
+        return self._passage.info.machine(self.machine)
 
     def locate(self, path: str) -> Place:
         """Find the root that a path lies below, the innermost if there are several. May be repeated.
@@ -288,7 +307,9 @@ class HpcGateway:
             if parts[: len(above)] == above:
                 below = "/".join(parts[len(above) :])
                 # A slash at the end means: a folder.
-                return Place(root.name, (f"{below}/" if path.endswith("/") else below) if below else ".")
+                return Place(
+                    root.address or root.name, (f"{below}/" if path.endswith("/") else below) if below else "."
+                )
         known = ", ".join(f"{root.path}{' (read-only)' if root.read_only else ''}" for root in roots) or "none"
         raise Forbidden(f"{path} lies outside the folders that this gateway reaches: {known}")
 
@@ -341,7 +362,10 @@ class HpcGateway:
         return rows, request_id
 
     def _query(self, operations: Sequence[Mapping[str, Any]], stop_on_error: bool) -> tuple[list[Json], str]:
-        body = {"operations": [dict(operation) for operation in operations], "stop_on_error": stop_on_error}
+        body: Json = {"operations": [dict(operation) for operation in operations], "stop_on_error": stop_on_error}
+        if self.machine:
+            self.about_machine()
+            body["machine"] = self.machine
         repeatable = all(_is_repeatable(operation) for operation in operations)
         answer, request_id = pending.carry_out(
             self._send_query,
@@ -577,6 +601,7 @@ class HpcGateway:
 
     def _create(self, fields: Mapping[str, Any]) -> Json:
         if self.machine and "machine" not in fields:
+            self.about_machine()
             fields = {**fields, "machine": self.machine}
         repeatable = bool(fields.get("key") or (fields.get("folder") and fields.get("script")))
         answer = self._call("newTransformation", fields=fields, repeatable=repeatable)

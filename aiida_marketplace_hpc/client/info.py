@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from aiida_marketplace_hpc.errors import NotFound, NotSupported
+from aiida_marketplace_hpc.errors import ConfigurationError, NotFound, NotSupported
 
 Json = dict[str, Any]
 
@@ -23,12 +23,15 @@ class Root:
 
     :param path: absolute.
     :param free: bytes, or ``None`` where it is not known.
+    :param address: what stands for it in place of a job's id; of a machine that is not the gateway's default one it has that
+        machine's name before its own.
     """
 
     name: str
     path: str
     read_only: bool = False
     free: int | None = None
+    address: str = ""
 
 
 class InfoCache:
@@ -79,11 +82,38 @@ class InfoCache:
         with self._lock:
             self._known = None
 
-    def roots(self) -> tuple[Root, ...]:
-        """Return the folders that the gateway reaches."""
+    def machine(self, name: str) -> Json:
+        """Return what is said about a machine; empty: about the default one.
+
+        :raises ConfigurationError: the gateway has none of that name.
+        """
+        machines: list[Json] = list(self.get().get("machines", ()))
+        found = [one for one in machines if name in ("", one.get("name"))]
+        if not found and name and machines:
+            names = ", ".join(str(one.get("name")) for one in machines)
+            several = "s" if len(machines) > 1 else ""
+            raise ConfigurationError(
+                f"the gateway {self._url} has no machine {name}: it has the machine{several} {names}"
+            )
+        return found[0] if found else {}
+
+    def roots(self, machine: str = "") -> tuple[Root, ...]:
+        """Return the folders that the gateway reaches on a machine; empty: on the default one.
+
+        :raises ConfigurationError: as :meth:`machine`.
+        """
+        about = self.machine(machine)
+        listed = about["roots"] if "roots" in about else self.get().get("roots", ())
+        prefix = f"{about.get('name')}."
         return tuple(
-            Root(str(root["name"]), str(root["path"]), bool(root.get("read_only")), root.get("free"))
-            for root in self.get().get("roots", ())
+            Root(
+                str(root["name"]).removeprefix(prefix),
+                str(root["path"]),
+                bool(root.get("read_only")),
+                root.get("free"),
+                str(root["name"]),
+            )
+            for root in listed
         )
 
     def _answer(self) -> Json | NotSupported:

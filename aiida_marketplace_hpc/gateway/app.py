@@ -209,7 +209,7 @@ def _note(gateway: Gateway, request: Request, capability: Capability, parameters
     if (direction := TRANSFERS.get(capability.name)) is not None:
         request.state.at_end.enter_context(gateway.metrics.transfer(direction))
     jobid = parameters.get("jobid")
-    if all(jobid != root.name for root in gateway.settings.roots):
+    if gateway.settings.root_at(str(jobid)) is None:
         program_log.note(jobid=jobid)
 
 

@@ -36,23 +36,29 @@ MAX_JSON = 16 * MIB
 HOME = "home"
 """The name of the root that ``--home`` makes."""
 _ROOT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,19}")  # Shorter than a job id, so that the two are never confused.
+_SYSTEM = re.compile(r"[a-z0-9._-]{1,32}")  # The ledger keeps it before a job's number.
 
 
 @dataclass(frozen=True)
 class RootTemplate:
-    """One root as the operator wrote it: ``{username}`` stands for the caller's folder name."""
+    """One root as the operator wrote it: ``{username}`` stands for the caller's folder name.
+
+    :param machine: the only one that has it; empty: all have.
+    """
 
     name: str
     template: str
     read_only: bool = False
+    machine: str = ""
 
     @classmethod
     def parse(cls, text: str) -> RootTemplate:
-        """Parse ``NAME=TEMPLATE[:ro]``.
+        """Parse ``[MACHINE.]NAME=TEMPLATE[:ro]``.
 
         :raises ValueError: with what is wrong and an example.
         """
-        name, separator, template = text.partition("=")
+        whole, separator, template = text.partition("=")
+        machine, _, name = whole.rpartition(".")
         read_only = template.endswith(":ro")
         if read_only:
             template = template[: -len(":ro")]
@@ -61,7 +67,7 @@ class RootTemplate:
                 f"a root is NAME=TEMPLATE[:ro] with a NAME of at most 20 small letters, digits, - and _, not {text!r}; "
                 "for example scratch=/scratch/{username}"
             )
-        return cls(name, _absolute_template(template), read_only)
+        return cls(name, _absolute_template(template), read_only, machine)
 
     @property
     def per_user(self) -> bool:
@@ -233,8 +239,8 @@ class Settings(FileSettings):
     """Jobs that the backend ``local`` runs at once; 0: as many as there are processors."""
     firecrest_url: str = Field(default="", pattern=r"^(https?://\S+)?$")
     """Where the FirecREST v2 of the backend ``firecrest`` is."""
-    firecrest_system: str = Field(default="", pattern=r"^[a-z0-9._-]*$")
-    """What FirecREST calls the cluster."""
+    firecrest_system: str = Field(default="", pattern=r"^([a-z0-9._-]+(,[a-z0-9._-]+)*)?$")
+    """What FirecREST calls the cluster; several, with commas between them, the first of which is the default."""
     firecrest_token_url: str = Field(default="", pattern=r"^(https?://\S+)?$")
     """Where the gateway gets tokens of its own for FirecREST; not needed with the account ``delegated``."""
     firecrest_client_id: str = ""
@@ -315,8 +321,8 @@ class Settings(FileSettings):
     @field_validator("root")
     @classmethod
     def _roots_parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        names = [RootTemplate.parse(text).name for text in value]
-        if HOME in names or len(set(names)) != len(names):
+        names = [(root.machine, root.name) for root in map(RootTemplate.parse, value)]
+        if ("", HOME) in names or len(set(names)) != len(names):
             raise ValueError("every root needs a name of its own, and `home` is the one that --home makes")
         return value
 
@@ -408,19 +414,30 @@ class Settings(FileSettings):
                 f"backend {self.backend} needs to know where the users' folders on the cluster are: "
                 "give --home, for example --home /scratch/gateway/{username}"
             )
-        for root in self.roots:
-            above = next((one for one in self.roots if not one.read_only and root.lies_below(one)), None)
+        for machine in self.machines:
+            self._check_roots(self.roots_of(machine))
+        for root in map(RootTemplate.parse, self.root):
+            if root.machine and root.machine not in self.machines:
+                raise ValueError(
+                    f"the root {root.machine}.{root.name} is for a machine that this gateway does not have; it has "
+                    f"{', '.join(self.machines)}"
+                )
+        return self
+
+    def _check_roots(self, roots: Sequence[RootTemplate]) -> None:
+        for root in roots:
+            above = next((one for one in roots if not one.read_only and root.lies_below(one)), None)
             if root.read_only and above is not None:
                 raise ValueError(
                     f"the root {root.name} would not be read-only: it lies below {above.name} ({above.template}), "
                     "which can be written"
                 )
-        if not self.roots[0].per_user and self.account_mode != "own" and not self.allow_shared_home:
+        home = roots[0]
+        if not home.per_user and self.account_mode != "own" and not self.allow_shared_home:
             raise ValueError(
-                f"--home {self.home} is one folder for several users, who would reach each other's files: put {{username}} "
-                "into it, or, if that is what you want, give --allow-shared-home"
+                f"--home {home.template} is one folder for several users, who would reach each other's files: put "
+                "{username} into it, or, if that is what you want, give --allow-shared-home"
             )
-        return self
 
     @model_validator(mode="after")
     def _firecrest_is_whole(self) -> Settings:
@@ -429,7 +446,7 @@ class Settings(FileSettings):
         needed = ["firecrest_url", "firecrest_system"]
         if self.account_mode != "delegated":
             needed += ["firecrest_token_url", "firecrest_client_id", "firecrest_client_secret"]
-        elif not all(root.per_user or root.read_only for root in self.roots):
+        elif not all(root.per_user or root.read_only for one in self.machines for root in self.roots_of(one)):
             raise ValueError(
                 "with --account delegated each root that can be written needs {username}: by it the gateway knows whose a "
                 "folder is, and with whose token to look after it"
@@ -437,13 +454,52 @@ class Settings(FileSettings):
         missing = [name for name in needed if not _said(getattr(self, name))]
         if missing:
             raise ValueError(f"backend firecrest needs {', '.join(missing)}, too; the secret from environment or file")
+        if len(self.systems) > 1 and self.machine:
+            raise ValueError("several firecrest_systems are called as FirecREST calls them: leave machine away")
+        if len(set(self.systems)) != len(self.systems) or not all(map(_SYSTEM.fullmatch, self.systems)):
+            raise ValueError("each firecrest_system is named once, and has at most 32 characters")
         return self
 
     @property
+    def systems(self) -> tuple[str, ...]:
+        """What FirecREST calls the clusters, the default one first."""
+        return tuple(self.firecrest_system.split(","))
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """What users call the machines that jobs run on, the default one first."""
+        if self.backend == "firecrest" and len(self.systems) > 1:
+            return self.systems
+        return (self.machine or self.backend,)
+
+    @property
     def roots(self) -> tuple[RootTemplate, ...]:
-        """The roots, ``home`` first."""
+        """The roots of the default machine, ``home`` first."""
+        return self.roots_of(self.machine_name)
+
+    def roots_of(self, machine: str) -> tuple[RootTemplate, ...]:
+        """The roots of one of :attr:`machines`, ``home`` first: those of all, and its own, also in place of those."""
         home = self.home or str(self.state.expanduser().absolute() / "home" / "{username}")
-        return (RootTemplate(HOME, home), *(RootTemplate.parse(text) for text in self.root))
+        found = {HOME: RootTemplate(HOME, home)}
+        given = sorted(map(RootTemplate.parse, self.root), key=lambda root: root.machine != "")
+        found.update((root.name, root) for root in given if root.machine in ("", machine))
+        return tuple(found.values())
+
+    def root_at(self, address: str) -> tuple[str, str] | None:
+        """The machine and the name of the root that stands in place of a job's id: ``NAME``, or ``MACHINE.NAME``.
+
+        No id of a job has a dot, nor has the name of a root.
+
+        :returns: ``None`` if there is no such root.
+        """
+        machine, dot, name = address.rpartition(".")
+        machine = machine if dot else self.machine_name
+        known = machine in self.machines and any(root.name == name for root in self.roots_of(machine))
+        return (machine, name) if known else None
+
+    def address_of(self, machine: str, root: str) -> str:
+        """What stands in place of a job's id for a root, as :meth:`root_at` reads it."""
+        return root if machine == self.machine_name else f"{machine}.{root}"
 
     @property
     def database_url(self) -> str:
@@ -465,8 +521,8 @@ class Settings(FileSettings):
 
     @property
     def machine_name(self) -> str:
-        """What the machine is called in ``getInfo``."""
-        return self.machine or self.backend
+        """What the machine is called in ``getInfo``; of several the default one."""
+        return self.machines[0]
 
 
 def load(flags: dict[str, Any], config: Path | None = None) -> Settings:

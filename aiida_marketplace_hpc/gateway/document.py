@@ -205,6 +205,7 @@ def _query() -> Schema:
                 "items": {"oneOf": [_operation(operation) for operation in OPERATIONS.values()]},
             },
             "stop_on_error": _FLAG,
+            "machine": _TEXT,
             "key": {"type": "string", "pattern": "^[A-Za-z0-9]{16,64}$"},
             "again": _SECONDS,
             "wait": _SECONDS,

@@ -25,6 +25,7 @@ from aiida_marketplace_hpc.errors import (
     InvalidRequest,
     NotFound,
     SubmissionRefused,
+    Unavailable,
 )
 from aiida_marketplace_hpc.gateway.backends.base import Backend, BackendError
 from aiida_marketplace_hpc.gateway.databases import is_storable
@@ -52,7 +53,8 @@ _END_AGAIN = timedelta(seconds=60)
 class Jobs:
     """All jobs of a gateway.
 
-    :param files_of: what a user can do with files; scripts are read with it, never around it.
+    :param files_of: what a user can do with files on a machine; scripts are read with it, never around it.
+    :param machine_of: which machine is meant by what stands in a row.
     :param username_of: see :class:`~aiida_marketplace_hpc.gateway.survey.Survey`.
     :param maintenance: whether anything is submitted now.
     :param policy: what the site wants of job scripts.
@@ -68,9 +70,10 @@ class Jobs:
         ledger: Ledger,
         backend: Backend,
         watch: Watch,
-        files_of: Callable[[User], AnyFiles],
-        username_of: Callable[[str, str], str | None],
+        files_of: Callable[[User, str], AnyFiles],
+        username_of: Callable[[str, str, str], str | None],
         *,
+        machine_of: Callable[[str], str],
         maintenance: Maintenance | None = None,
         policy: Policy | None = None,
         machine: str = "",
@@ -86,6 +89,7 @@ class Jobs:
         self._files_of = files_of
         self._maintenance = maintenance or Maintenance(ledger)
         self._machine = machine
+        self._machine_of = machine_of
         self._most = most
         self._patience = patience
         self._now = now
@@ -122,16 +126,20 @@ class Jobs:
         *,
         client_ref: str | None = None,
         key: str | None = None,
+        machine: str = "",
     ) -> Job:
         """Make a job of an existing folder and a script in it; the same again is the same job.
 
         :param key: makes the request idempotent in place of folder and script digest.
-        :raises Conflict: if another job lives in the folder, or the key belongs to another folder or script.
+        :param machine: on which it is to run; empty: the default one.
+        :raises Conflict: if another job lives in the folder, or the key belongs to another folder or script, or the folder to
+            a job on another machine.
         :raises Busy: if it would be one job too many.
         """
         if not script or "/" in script:
             raise InvalidRequest(f"the script is the name of a file in the folder, not {script!r}")
-        files = self._files_of(user)
+        machine = machine or self._machine
+        files = self._files_of(user, machine)
         attributes = files.stat(folder, follow=True)
         if attributes["type"] != "directory":
             raise FileError(f"Not a directory: {folder}", errno="ENOTDIR", path=folder)
@@ -150,23 +158,42 @@ class Jobs:
             key = automatic_key(folder, script, digest)
         job = self._ledger.find_by_key(user.id, key)
         if job is None and key.startswith("auto:"):
-            job = self._survey.by_guard(user, files, folder, script, digest)
+            job = self._survey.by_guard(user, files, folder, script, digest, machine)
         if job is None:
+            self._require_machine(folder, machine)
             living = self._ledger.active_in_folder(user.id, folder)
             if living is not None and living.key != key:  # The same request may have won meanwhile.
                 raise Conflict(
                     f"job {living.id} lives in {folder} with another script ({living.state}); cancel it, or wait for its end"
                 )
             self._require_room(user)
-            job = self._ledger.add(self._new(user, key, folder, script, digest, client_ref))
+            job = self._ledger.add(self._new(user, key, folder, script, digest, client_ref, machine))
+        if self._machine_of(job.machine) != machine:
+            raise Conflict(
+                f"job {job.id} in {folder} is one on {job.machine}: on {machine} use another folder, and key"
+            )
         if (job.folder, job.script) != (folder, script) or (job.script_digest != digest and key.startswith("key:")):
             raise Conflict(f"the key belongs to job {job.id}, which has another folder or script")
         return job
 
-    def create_with_script(self, user: User, home: str, text: bytes, *, key: str | None = None) -> Job:
+    def _require_machine(self, folder: str, machine: str) -> None:
+        """Make sure that a folder is no other machine's, which has jobs of the same numbers, and may have the same disk.
+
+        :raises Conflict: it is.
+        """
+        for job in self._ledger.in_folder(folder) if self._backend.on(machine) is not self._backend else ():
+            with suppress(Unavailable):
+                if self._machine_of(job.machine) == machine:
+                    continue
+            raise Conflict(f"a job on another machine has run in {folder}: on {machine} use another folder")
+
+    def create_with_script(
+        self, user: User, home: str, text: bytes, *, key: str | None = None, machine: str = ""
+    ) -> Job:
         """Make a job with a folder of its own below ``home`` and this script in it, as the published gateway does.
 
         :param key: the same key with the same script is the same job.
+        :param machine: on which it is to run; empty: the default one.
         :raises Busy: if it would be one job too many.
         """
         if key is not None:
@@ -177,12 +204,13 @@ class Jobs:
             return existing
         self._require_room(user)
         folder = f"{home}/{jobid}"
-        files = self._files_of(user)
+        machine = machine or self._machine
+        files = self._files_of(user, machine)
         files.mkdir(folder)
         script = "job.sh"
         left = [text]
         files.write(f"{folder}/{script}", lambda _: left.pop() if left else b"", mode=0o755)
-        job = self._new(user, unique, folder, script, None, None)
+        job = self._new(user, unique, folder, script, None, None, machine)
         job.id = jobid
         added = self._ledger.add(job)
         if added.id != jobid:  # The same request has won meanwhile.
@@ -199,7 +227,16 @@ class Jobs:
                 retry_after=10,
             )
 
-    def _new(self, user: User, key: str, folder: str, script: str, digest: str | None, client_ref: str | None) -> Job:
+    def _new(
+        self,
+        user: User,
+        key: str,
+        folder: str,
+        script: str,
+        digest: str | None,
+        client_ref: str | None,
+        machine: str,
+    ) -> Job:
         return Job(
             id=new_id(),
             user_id=user.id,
@@ -208,7 +245,7 @@ class Jobs:
             script=script,
             script_digest=digest,
             client_ref=client_ref,
-            machine=self._machine,
+            machine=machine,
             backend=self._backend.name,
             created_at=self._now(),
             state=JobState.CREATED.value,
@@ -228,7 +265,7 @@ class Jobs:
         :raises SubmissionRefused: with the scheduler's words, if it refuses the job for good.
         """
         if job.job_state in (JobState.CREATED, JobState.REFUSED):
-            text, digest = read_script(self._files_of(user), job.folder, job.script)
+            text, digest = read_script(self._files_of(user, job.machine), job.folder, job.script)
             if job.script_digest not in (None, digest) and not job.key.startswith("id:"):
                 raise Conflict(f"{job.folder}/{job.script} was changed since job {job.id} was created: create it again")
             # What the scheduler holds comes first: the job may be among it, if the ledger was lost.
@@ -364,7 +401,7 @@ class Jobs:
             "ended_at": _iso(job.ended_at),
             "time_limit": job.time_limit,
             "elapsed": elapsed,
-            "message": job.message or (None if job.job_state.final else self._watch.problem),
+            "message": job.message or (None if job.job_state.final else self._watch.problem_of(job.machine)),
             "age": None if age is None else round(age, 3),
         }
         if accounting:

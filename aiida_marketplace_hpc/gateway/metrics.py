@@ -6,7 +6,7 @@ There are as many series as capabilities, statuses, states and limits: a label n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -173,6 +173,17 @@ class Metrics:
     def count_jobs(self, count: Callable[[], Mapping[JobState, int]]) -> None:
         """Show how many jobs there are in each state; ``count`` is asked for each page."""
         self._registry.register(_Jobs(count))
+
+    def show_machines(self, machines: Collection[str], is_up: Callable[[str], bool]) -> None:
+        """Show of each of several machines whether its scheduler answered the last time; ``is_up`` is asked for each page."""
+        up = Gauge(
+            "marketplace_hpc_machine_up",
+            "Whether the scheduler of a machine answered the last time, where there are several",
+            ["machine"],
+            registry=self._registry,
+        )
+        for machine in machines:
+            up.labels(machine).set_function(lambda machine=machine: float(is_up(machine)))  # type: ignore[misc]
 
     def page(self) -> bytes:
         """All figures, as text."""

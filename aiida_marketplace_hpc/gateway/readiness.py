@@ -19,7 +19,8 @@ from aiida_marketplace_hpc.gateway.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-Condition = Literal["ok", "failing", "unknown"]
+Condition = Literal["ok", "partial", "failing", "unknown"]
+"""``partial``: of several machines some do not answer, which keeps nobody from the others."""
 
 _AGE = 1.0
 """Seconds for which one look at the database serves everybody."""
@@ -47,7 +48,7 @@ class Readiness:
         """What is answered: ``ready``, and the conditions that it follows from."""
         database, scheduler = await self._database(), self._scheduler()
         return {
-            "ready": database == scheduler == "ok" and not self.stopping,
+            "ready": database == "ok" and scheduler in ("ok", "partial") and not self.stopping,
             "database": database,
             "scheduler": scheduler,
             "scheduler_age": None if (age := self._watch.answer_age) is None else round(age, 3),
@@ -58,7 +59,9 @@ class Readiness:
         """By its last answer; nothing is asked here."""
         if self._watch.problem is not None or self._watch.is_overdue:
             return "failing"
-        return "unknown" if self._watch.answer_age is None else "ok"
+        if self._watch.answer_age is None:
+            return "unknown"
+        return "partial" if self._watch.problems else "ok"
 
     async def _database(self) -> Condition:
         if self._look is None or (self._look.done() and self._clock() - self._began > _AGE):

@@ -275,6 +275,7 @@ def _welcome(settings: Settings, issuer: str) -> Sequence[str]:
     roots = ", ".join(
         f"{root.name}={root.template}{' (read-only)' if root.read_only else ''}" for root in settings.roots
     )
+    machines = f"machines {', '.join(settings.machines)}, " if len(settings.machines) > 1 else ""
     tokens = {
         "dev": "development tokens are accepted: for trials and for one's own machine, not for the internet",
         "oidc": f"tokens of {issuer} for {', '.join(settings.audience)} are accepted",
@@ -285,7 +286,7 @@ def _welcome(settings: Settings, issuer: str) -> Sequence[str]:
     else:
         served = "served is whom you admit" if settings.closed else "served is everybody whose token is accepted"
     lines = [
-        f"backend {settings.backend}, roots {roots}",
+        f"backend {settings.backend}, {machines}roots {roots}",
         f"cluster account {settings.account_mode}: {SEPARATION[settings.account_mode]}",
         tokens[settings.auth],
         served,

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -60,6 +60,25 @@ class Caller:
     user: User
     files: AnyFiles
     transfers: AnyTransfers
+    elsewhere: Callable[[str], Caller] | None = None
+    """Finds the same on a machine of the gateway's, where it has several; then everything here is about the default one."""
+
+    def on(self, machine: str) -> Caller:
+        """The same on one of the gateway's machines; empty: on the default one.
+
+        With several machines, the caller's folders there are made when they are needed, so that nobody waits for another one.
+
+        :raises Unavailable: it does not answer now, or is none of the gateway's any more.
+        """
+        return self if self.elsewhere is None else self.elsewhere(machine)
+
+    def prepare(self) -> None:
+        """Make the caller's folders; with several machines :meth:`on` does. May be repeated.
+
+        :raises FileError: if one cannot be made.
+        """
+        if self.elsewhere is None:
+            self.files.roots.prepare()
 
     def watched(self, advance: Advance) -> Caller:
         """The same, but each operation on files tells its progress."""
@@ -92,21 +111,26 @@ class Gateway:
         self.containers = ContainerScripts(settings)
         self.ledger = Ledger(settings.database_url)
         self.keep = Keep(unfinished=settings.keep_unfinished * 86400.0, size=settings.unfinished_limit * 1024**3)
-        self.site = _site(settings, self.keep)
-        self.backend = backend or make_backend(settings, self.site)
+        self.sites = _sites(settings, self.keep)
+        self.backend = backend or make_backend(settings, self.sites)
         # The marks in users' folders are looked at on this machine's disk: where that is not the cluster's, there are none.
-        self.homes = Homes([] if self.site is not None else self.settings.roots)
+        self.homes = Homes([] if self.sites else self.settings.roots)
         self.metrics = Metrics()
         self.metrics.count_jobs(self.ledger.count)
         self.maintenance = Maintenance(self.ledger)
         interval = settings.poll_interval or _POLL_INTERVAL.get(self.backend.name, 2.0)
         self.watch = Watch(self.ledger, self.backend, interval, now=now, metrics=self.metrics)
+        if len(settings.machines) > 1:
+            self.metrics.show_machines(
+                settings.machines, lambda one: self.watch.queue is not None and self.watch.problem_of(one) is None
+            )
         self.jobs = Jobs(
             self.ledger,
             self.backend,
             self.watch,
             self.files_of,
             self._username_of,
+            machine_of=self.machine_of,
             maintenance=self.maintenance,
             policy=settings.policy,
             machine=settings.machine_name,
@@ -174,47 +198,85 @@ class Gateway:
         :raises Unavailable: if it cannot be found out now which folder is theirs.
         """
         user = self.admission.user_of(identity)
-        if self.site is not None and token:
-            self.site.accounts.offer(user.username, token, identity.expires_at)
-        files = self.files_of(user)
-        with suppress(FileError, Busy, Unavailable):  # Whoever uses the root says what is wrong with it.
-            files.roots.prepare()
+        if token:
+            for site in self.sites.values():
+                site.accounts.offer(user.username, token, identity.expires_at)
+        if len(self.sites) > 1:
+            return replace(self._caller_on(user), elsewhere=lambda machine: self._elsewhere(user, machine))
+        caller = self._prepared(user)
         self.homes.claim(user)
-        return Caller(user, files, self._transfers_of(files))
+        return caller
+
+    def _elsewhere(self, user: User, machine: str) -> Caller:
+        machine = self.machine_of(machine)
+        if self.backend.on(machine).is_silent:
+            # Threads that wait for it would be missing for the others.
+            raise Unavailable(f"the machine {machine} does not answer now")
+        return self._prepared(user, machine)
+
+    def _prepared(self, user: User, machine: str = "") -> Caller:
+        caller = self._caller_on(user, machine)
+        with suppress(FileError, Busy, Unavailable):  # Whoever uses the root says what is wrong with it.
+            caller.files.roots.prepare()
+        return caller
+
+    def _caller_on(self, user: User, machine: str = "") -> Caller:
+        files = self.files_of(user, machine)
+        return Caller(user, files, self._transfers_of(files, machine))
 
     def known_caller(self, token: str) -> Caller | None:
         """The answer of :meth:`caller` if it was given a moment ago; takes no time."""
         until, caller = self._callers.get(token_key(token), (0.0, None))
         return caller if time.monotonic() < until else None
 
-    def files_of(self, user: User) -> AnyFiles:
-        """What a user can do with files."""
-        if self.site is None:
+    def machine_of(self, recorded: str) -> str:
+        """Which of the gateway's machines a job is on, or is to be on.
+
+        :param recorded: what its row in the ledger says; empty: the default one.
+        :raises Unavailable: it is none of the gateway's any more.
+        """
+        machines = self.settings.machines
+        if len(machines) == 1 or recorded in ("", self.settings.backend):
+            return machines[0]
+        if recorded not in machines:
+            raise Unavailable(
+                f"the machine {recorded} is none of this gateway's any more: it has {', '.join(machines)}"
+            )
+        return recorded
+
+    def files_of(self, user: User, machine: str = "") -> AnyFiles:
+        """What a user can do with files on one of the machines, by default the default one.
+
+        :raises Unavailable: as :meth:`machine_of`.
+        """
+        if not self.sites:
             return self.local_files_of(user)
-        return self.site.files_of(
-            user, self._roots_of(user), lambda roots: LiveJobs(self.ledger, self.watch.refresh, roots, user.id)
+        machine = self.machine_of(machine)
+        return self.sites[machine].files_of(
+            user, self.roots_of(user, machine), lambda roots: LiveJobs(self.ledger, self.watch.refresh, roots, user.id)
         )
 
     def local_files_of(self, user: User) -> Files:
         """The same where the gateway sees the cluster's disk."""
-        roots = Roots(self._roots_of(user))
+        roots = Roots(self.roots_of(user))
         return Files(roots, protection=LiveJobs(self.ledger, self.watch.refresh, roots, user.id))
 
-    def _roots_of(self, user: User) -> list[Root]:
-        return [Root(root.name, root.path_for(user.username), root.read_only) for root in self.settings.roots]
+    def roots_of(self, user: User, machine: str = "") -> list[Root]:
+        """A user's roots on one of the machines."""
+        templates = self.settings.roots_of(machine or self.settings.machine_name)
+        return [Root(root.name, root.path_for(user.username), root.read_only) for root in templates]
 
-    def _transfers_of(self, files: AnyFiles) -> AnyTransfers:
+    def _transfers_of(self, files: AnyFiles, machine: str) -> AnyTransfers:
         if isinstance(files, Files):
             return Transfers(files, self.keep)
-        assert self.site is not None  # noqa: S101 - there are these two.
-        return self.site.transfers_of(files)
+        return self.sites[self.machine_of(machine)].transfers_of(files)
 
-    def _username_of(self, path: str, owner: str) -> str | None:
+    def _username_of(self, path: str, owner: str, machine: str) -> str | None:
         """The folder name of the user whose root a path lies below; empty below a root that is everybody's.
 
         :param owner: who says that it is theirs; ``None`` if it is marked as somebody else's.
         """
-        for root in self.settings.roots:
+        for root in self.settings.roots_of(machine):
             username = root.username_in(path)
             if username is not None and not root.read_only:
                 return username if not username or self.homes.may_be(username, owner) else None
@@ -222,9 +284,9 @@ class Gateway:
 
     def sweep(self) -> None:
         """Remove what is too old to be kept; the background does so every ten minutes."""
-        if self.site is not None:
-            self.site.sweep()
-        else:
+        for site in self.sites.values():
+            site.sweep()
+        if not self.sites:
             self.cleaning.clean()
 
     def _clean(self) -> None:
@@ -246,25 +308,28 @@ class Gateway:
                 return
 
 
-def _site(settings: Settings, keep: Keep) -> FirecrestSite | None:
+def _sites(settings: Settings, keep: Keep) -> dict[str, FirecrestSite]:
     if settings.backend != "firecrest":
-        return None
+        return {}
     # Here: pyfirecrest takes its time to load, and most gateways do not need it.
     from aiida_marketplace_hpc.gateway.firecrest.site import FirecrestSite
 
-    return FirecrestSite(settings, keep)
+    named = zip(settings.machines, settings.systems, strict=True)
+    return {machine: FirecrestSite(settings, keep, machine, system) for machine, system in named}
 
 
-def make_backend(settings: Settings, site: FirecrestSite | None = None) -> Backend:
+def make_backend(settings: Settings, sites: Mapping[str, FirecrestSite] | None = None) -> Backend:
     """The backend that the settings name; it is not started.
 
-    :param site: what there is of a FirecREST, if that is the backend.
+    :param sites: what there is of a FirecREST, if that is the backend: each system, by the name of the machine.
     :raises ConfigurationError: if this version has none of that name.
     """
-    if site is not None:
+    if sites:
         from aiida_marketplace_hpc.gateway.backends.firecrest import FirecrestBackend
+        from aiida_marketplace_hpc.gateway.backends.systems import Systems
 
-        return FirecrestBackend(site.accounts, machine=settings.machine_name)
+        found = {machine: FirecrestBackend(site.accounts, machine=machine) for machine, site in sites.items()}
+        return Systems(found) if len(found) > 1 else found[settings.machine_name]
     if settings.backend == "local":
         from aiida_marketplace_hpc.gateway.backends.local import LocalBackend
 

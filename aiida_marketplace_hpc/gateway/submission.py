@@ -70,7 +70,7 @@ _CLOCK_SKEW = timedelta(seconds=5)
 class Submissions:
     """Submits what the ledger says is to be submitted.
 
-    :param files_of: what a user can do with files; scripts are read with it, never around it.
+    :param files_of: what a user can do with files on a machine; scripts are read with it, never around it.
     :param maintenance: while there is one, nothing is submitted that was not under way before.
     :param policy: what the site wants of job scripts.
     :param retry_interval: between attempts while the scheduler takes no jobs.
@@ -81,7 +81,7 @@ class Submissions:
         self,
         ledger: Ledger,
         backend: Backend,
-        files_of: Callable[[User], AnyFiles],
+        files_of: Callable[[User, str], AnyFiles],
         maintenance: Maintenance,
         policy: Policy,
         *,
@@ -249,7 +249,14 @@ class Submissions:
 
         :param attempt: of which attempt; by default the present one.
         """
-        return read_guard(self._files_of(self._ledger.user(job.user_id)), _guard_path(job, attempt))[0]
+        return self._as_id(job, read_guard(self._files(job), _guard_path(job, attempt))[0])
+
+    def _files(self, job: Job) -> AnyFiles:
+        return self._files_of(self._ledger.user(job.user_id), job.machine)
+
+    def _as_id(self, job: Job, holder: str | None) -> str | None:
+        """The scheduler's id of the job that a guard names by its number."""
+        return holder if holder in (None, GATEWAY) else self._backend.on(job.machine).id_of(str(holder))
 
     @property
     def _lease(self) -> timedelta:
@@ -257,7 +264,7 @@ class Submissions:
 
     def _close(self, job: Job, values: Mapping[str, Any]) -> None:
         """End a job that was perhaps submitted: its guard is taken first, and if a copy was faster, that one is the job."""
-        holder = take_guard(self._files_of(self._ledger.user(job.user_id)), _guard_path(job))
+        holder = self._as_id(job, take_guard(self._files(job), _guard_path(job)))
         if holder is None:
             self._ledger.change(job, values)
         elif self._ledger.change(job, taken(holder, None), take_over=True) is not None:
@@ -297,7 +304,7 @@ class Submissions:
         )
         try:
             submission = replace(submission, options=self._policy.options(text))
-            identifier = self._backend.submit(submission)
+            identifier = self._backend.on(job.machine).submit(submission)
         except Refused as exc:
             self._metrics.submission("refused")
             logger.info("job %s refused for good: %s", job.id, exc)
@@ -336,14 +343,15 @@ class Submissions:
         since = (job.intended_at or job.created_at) - _CLOCK_SKEW
         others = {other.scheduler_id for other in self._ledger.in_folder(job.folder) if other.id != job.id}
         known = others | set(job.duplicates or ())
-        found = [one for one in self._backend.find(job.folder, since) if one.id not in known]
+        machine = self._backend.on(job.machine)
+        found = [one for one in machine.find(job.folder, since) if one.id not in known]
         if not found:
             return []
         living = {one.id for one in found if not one.state.final}
-        traces = self._backend.traces(living) if living else {}
+        traces = machine.traces(living) if living else {}
         if unexplained := living - traces.keys():
             # Jobs of the user's own have no trace, nor have those that have ended in this moment.
-            queue = self._backend.queue()
+            queue = machine.queue()
             if any(id not in queue or queue[id].state.final for id in unexplained):
                 raise SchedulerDown(f"the jobs of {job.folder} have changed while they were looked at")
         holder = self.guard_holder(job)
@@ -386,7 +394,7 @@ class Submissions:
             return
         text = b""
         try:
-            text, digest = read_script(self._files_of(self._ledger.user(taken.user_id)), taken.folder, taken.script)
+            text, digest = read_script(self._files(taken), taken.folder, taken.script)
             problem = "was changed" if digest != taken.script_digest else None
         except PASSING as exc:
             self._ledger.change(

@@ -36,8 +36,9 @@ class Survey:
     """Looks through the scheduler's jobs.
 
     :param username_of: the name in the place of ``{username}`` in an absolute path, empty below a root that is everybody's;
-        ``None`` outside of all roots, and where another owner than the second argument is named in the folder.
-    :param machine: what the ledger calls the machine.
+        ``None`` outside of all roots, and where another owner than the second argument is named in the folder. The third is
+        the machine.
+    :param machine: what the ledger calls the machine; of several the default one.
     :param now: the time, aware.
     """
 
@@ -46,7 +47,7 @@ class Survey:
         ledger: Ledger,
         backend: Backend,
         submissions: Submissions,
-        username_of: Callable[[str, str], str | None],
+        username_of: Callable[[str, str, str], str | None],
         *,
         machine: str,
         now: Callable[[], datetime],
@@ -83,15 +84,26 @@ class Survey:
                 self._settled.add(id)
             else:
                 strangers.append(id)
-        traces = self._backend.traces(strangers) if strangers else {}
-        for id in strangers:
-            trace = traces.get(id)
-            # Without a trace it is somebody's own job; one whose folder is another was forged.
-            if trace is None or not is_in(new[id], trace.folder) or self._settle(new[id], trace):
-                self._settled.add(id)
+        for machine in {new[id].machine for id in strangers}:
+            mine = [id for id in strangers if new[id].machine == machine]
+            try:
+                traces = self._backend.on(machine).traces(mine)
+            except BackendError as exc:
+                if not machine:
+                    raise
+                logger.warning("the jobs of %s could not be looked through: %s", machine, exc)
+                continue
+            for id in mine:
+                trace = traces.get(id)
+                # Without a trace it is somebody's own job; one whose folder is another was forged.
+                if trace is None or not is_in(new[id], trace.folder) or self._settle(new[id], trace):
+                    self._settled.add(id)
+        # A machine of several that did not answer looks by itself before it takes a first job.
         self._done.set()
 
-    def by_guard(self, user: User, files: AnyFiles, folder: str, script: str, digest: str) -> Job | None:
+    def by_guard(
+        self, user: User, files: AnyFiles, folder: str, script: str, digest: str, machine: str = ""
+    ) -> Job | None:
         """The job that has run this script in this folder already, as its guard there says, though the ledger has lost it.
 
         :raises Unavailable: if the scheduler does not say now what became of it.
@@ -104,7 +116,8 @@ class Survey:
             identifier, ran = read_guard(files, f"{folder}/{name}")
             if identifier is None or ran != digest:
                 continue
-            observation = self._observed(identifier, folder)
+            identifier = self._backend.on(machine).id_of(identifier)
+            observation = self._observed(identifier, folder, machine)
             if observation is None:
                 raise Conflict(
                     f"{folder}/{name} says that this script was run there as {identifier} of the scheduler, which neither the "
@@ -115,12 +128,13 @@ class Survey:
             return self._ledger.get(match[1], user.id)
         return None
 
-    def _observed(self, identifier: str, folder: str) -> Observation | None:
+    def _observed(self, identifier: str, folder: str, machine: str) -> Observation | None:
         """What the scheduler says about the job of this id in this folder; a guard alone may be its user's own work."""
         try:
-            observation = self._backend.queue().get(identifier)
+            backend = self._backend.on(machine)
+            observation = backend.queue().get(identifier)
             if observation is None or not is_in(observation, folder):
-                observation = self._backend.accounting({identifier: folder}).get(identifier)
+                observation = backend.accounting({identifier: folder}).get(identifier)
         except BackendError as exc:
             raise Unavailable(f"what became of the job that ran in {folder} is not known now: {exc}") from exc
         return observation
@@ -128,8 +142,10 @@ class Survey:
     def _settle(self, observation: Observation, trace: Trace) -> bool:
         """Bring a job and the ledger together; ``False`` if that is somebody else's work under way."""
         job = self._ledger.get(trace.jobid) or self._by_folder(trace)
+        if job is not None and self._backend.on(job.machine) is not self._backend.on(observation.machine):
+            return True  # It names a job of another machine: that one it is not.
         if job is None:
-            username = self._username_of(trace.folder, trace.owner)
+            username = self._username_of(trace.folder, trace.owner, observation.machine or self._machine)
             if username is None:
                 logger.warning(
                     "%s came from a gateway, but its folder is nobody's, or somebody else's: left alone", observation.id
@@ -180,7 +196,7 @@ class Survey:
             script=PurePosixPath(trace.script).name,
             script_digest=trace.script_digest,
             client_ref=trace.client_ref,
-            machine=self._machine,
+            machine=observation.machine or self._machine,
             backend=self._backend.name,
             created_at=observation.submitted_at or self._now(),
             cancel_requested=False,

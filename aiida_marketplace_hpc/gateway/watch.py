@@ -76,6 +76,15 @@ class Watch:
         return None
 
     @property
+    def problems(self) -> Mapping[str, str]:
+        """Why the last round brought no answer about some of several machines, by name."""
+        return self._backend.problems
+
+    def problem_of(self, machine: str) -> str | None:
+        """Why the last round brought no answer about a machine, or ``None`` if it did."""
+        return self.problem or self._backend.on(machine).problem
+
+    @property
     def answer_age(self) -> float | None:
         """Seconds since the scheduler last answered; ``None``: it has not yet."""
         return None if self._answered is None else self._clock() - self._answered

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -79,7 +79,9 @@ class FirecrestDouble:
 
     :param jobs: where jobs run.
     :param provider: whose tokens are accepted.
-    :param system: the name of the only system.
+    :param system: the name of its system.
+    :param beside: others, each of which is one more system of this FirecREST: they have faults, folders and jobs of their own,
+        and their calls count there. They start and end with this one.
     :param largest: bytes of a file that is taken or given at once, and of what a command may print.
     """
 
@@ -90,6 +92,7 @@ class FirecrestDouble:
         provider: OidcProvider,
         *,
         system: str = "cluster",
+        beside: Sequence[FirecrestDouble] = (),
         largest: int = 5 * 1024 * 1024,
         part_size: int = 1024 * 1024,
     ) -> None:
@@ -97,6 +100,7 @@ class FirecrestDouble:
         self.jobs = jobs
         self.provider = provider
         self.system = system
+        self.beside = tuple(beside)
         self.largest = largest
         self.part_size = part_size
         self.faults: list[Fault] = []
@@ -121,6 +125,8 @@ class FirecrestDouble:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     def __enter__(self) -> FirecrestDouble:
+        for one in self.beside:
+            one.__enter__()
         self._thread.start()
         return self
 
@@ -129,6 +135,8 @@ class FirecrestDouble:
         self._server.server_close()
         self._thread.join(timeout=10)
         self.jobs.close()
+        for one in self.beside:
+            one.__exit__(*exc_info)
 
     def fail(self, operation: str, **options: Any) -> Fault:
         """Let calls fail: :class:`Fault`."""
@@ -141,7 +149,8 @@ class FirecrestDouble:
     def options(self) -> list[str]:
         """What ``gateway serve`` is told about it, with :attr:`env`, so that it uses an account of its own."""
         token_url = f"{self.provider.issuer}/protocol/openid-connect/token"
-        where = ["--firecrest-url", self.url, "--firecrest-system", self.system, "--firecrest-token-url", token_url]
+        systems = ",".join(one.system for one in (self, *self.beside))
+        where = ["--firecrest-url", self.url, "--firecrest-system", systems, "--firecrest-token-url", token_url]
         return [*where, "--firecrest-client-id", SERVICE]
 
     @property
@@ -177,7 +186,7 @@ class FirecrestDouble:
         if user in self.locked and operation != "systems":
             raise Answered(424, "Unable to establish SSH connection.")
         if operation == "systems":
-            return 200, {"systems": [self._about()]}
+            return 200, {"systems": [one._about() for one in (self, *self.beside)]}
         if operation == "partitions":
             return 200, {"partitions": [{"name": name} for name in self.jobs.partitions()]}
         if operation in ("jobs", "job", "submit", "metadata", "cancel"):
@@ -504,10 +513,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, body, headers)
             return
         operation = self._operation(split.path.lower(), query)
+        double = next((one for one in double.beside if one.system == query.get("system")), double)
         fault = double.fault_of(operation)
         status, answer = 0, None
         if fault is None or fault.carried_out:
-            status, answer = self._carried_out(operation, query, content)
+            status, answer = self._carried_out(double, operation, query, content)
         if double.before_answer is not None:
             double.before_answer(operation)
         if fault is not None:
@@ -518,8 +528,9 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer = fault.status, _error(fault.message) if fault.own else b"<html>bad gateway</html>"
         self._send(status, answer, {} if fault is None else fault.headers)
 
-    def _carried_out(self, operation: str, query: dict[str, str], content: bytes) -> tuple[int, Any]:
-        double = self.server.double
+    def _carried_out(
+        self, double: FirecrestDouble, operation: str, query: dict[str, str], content: bytes
+    ) -> tuple[int, Any]:
         try:
             if not operation:
                 raise Answered(404, "Not Found")

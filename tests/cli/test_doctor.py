@@ -326,7 +326,7 @@ def test_a_computer_is_made_from_an_address_and_a_login(served: ServedGateway, t
     assert "verdi computer test cluster" in made["out"]
     assert (again["code"], "has a computer cluster: choose another label" in again["err"]) == (2, True)
     assert json.loads(other["out"])["work_dir"] == "/nowhere/{username}"
-    assert (wrong["code"], "no machine nothing, it has local" in wrong["err"]) == (2, True)
+    assert (wrong["code"], "no machine nothing: it has the machine local" in wrong["err"]) == (2, True)
     assert reconciled["code"] == 0
     assert cluster["work_dir"] == str(tmp_path / "home" / "{username}" / "aiida")
     assert (cluster["transport"], cluster["scheduler"], cluster["hostname"]) == (

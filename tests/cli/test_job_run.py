@@ -214,8 +214,8 @@ def test_ctrl_c_says_what_runs_on_and_how_to_cancel_it(served: ServedGateway, ba
 
 def test_a_machine_that_the_gateway_has_not_is_refused(run: Run, backend: FakeBackend) -> None:
     result = run("--machine", "elsewhere")
-    assert result.exit_code == 1
-    assert "not elsewhere" in result.stderr
+    assert result.exit_code == 2
+    assert "no machine elsewhere: it has the machine" in result.stderr
     assert backend.submissions == []
 
 

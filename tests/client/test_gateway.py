@@ -109,12 +109,16 @@ def test_submitting_is_one_request_and_runs_once(fake: FakeGateway, gateway: Hpc
     assert set(fake.capabilities()) == {"newTransformation"}
 
 
-def test_the_machine_is_said_for_new_jobs(fake: FakeGateway, client_of: Make) -> None:
-    client = client_of(fake.url, machine="daint")
+def test_the_machine_is_said_for_new_jobs_and_operations(fake: FakeGateway, client_of: Make) -> None:
+    client = client_of(fake.url, machine="fake")
     client.submit(str(fake.home), "job.sh")
-    assert fake.seen[-1].json["machine"] == "daint"
+    assert fake.seen[-1].json["machine"] == "fake"
     client.create_job({**PUBLISHED, "machine": "eiger"})
     assert fake.seen[-1].json["machine"] == "eiger"
+    client.active_jobs()
+    assert fake.seen[-1].json["machine"] == "fake"
+    client_of(fake.url).active_jobs()
+    assert "machine" not in fake.seen[-1].json
 
 
 def test_an_answer_without_an_id_is_a_fault(fake: FakeGateway, gateway: HpcGateway) -> None:

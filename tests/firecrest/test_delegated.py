@@ -66,7 +66,7 @@ def test_each_works_as_themselves(served: ServedGateway, provider: OidcProvider,
         client.close()
     assert ended == [5, 4]
     assert provider.grants["client_credentials"] == before
-    jobs = served.gateway.site.accounts  # type: ignore[union-attr]
+    jobs = served.gateway.sites["firecrest"].accounts
     users = {record["user"] for cluster in jobs.usable() for record in cluster.jobs()}
     assert {"carol", "dave"} <= users
 
@@ -88,7 +88,7 @@ def test_without_a_token_that_lives_nothing_is_known_and_nothing_changes(
         return job.state
 
     wait_until(lambda: state() == "RUNNING", within=20, failure=lambda: f"it does not run: {state()}")
-    account = gateway.site.accounts.of_folder(str(folder))  # type: ignore[union-attr]
+    account = gateway.sites["firecrest"].accounts.of_folder(str(folder))
     assert account is not None
     account._tokens.refused()
     (folder / "go").touch()

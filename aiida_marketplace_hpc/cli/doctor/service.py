@@ -22,6 +22,8 @@ _OLD = 60.0
 def check(gateway: HpcGateway, checks: Checks) -> None:
     """Check the gateway with the token."""
     info = checks.run("gateway", lambda: gateway.info(refresh=True), _gateway, needed=True)
+    if info is not None and (gateway.machine or len(info.get("machines", ())) > 1):
+        checks.run("machine", lambda: str(gateway.about_machine().get("name")), str, needed=True)
     if info is not None and info.get("auth"):
         checks.run("scopes", lambda: accepted(gateway, info), str)
     checks.run("user", lambda: {**gateway.info(), **gateway.create_user()}, _user, needed=True)
@@ -69,10 +71,10 @@ def _try(gateway: HpcGateway, root: Root) -> str:
 def _scheduler(gateway: HpcGateway) -> str:
     jobs = gateway.active_jobs()  # For which the gateway asks the scheduler.
     info = gateway.info(refresh=True)
-    problems = [machine["problem"] for machine in info.get("machines", ()) if machine.get("problem")]
-    if problems:
+    problem = gateway.about_machine().get("problem")
+    if problem:
         raise Unavailable(
-            f"the scheduler does not answer the gateway ({problems[0]}): jobs keep the state that was last known, and "
+            f"the scheduler does not answer the gateway ({problem}): jobs keep the state that was last known, and "
             "new ones wait; tell the gateway's operator if it stays so"
         )
     if info.get("draining"):

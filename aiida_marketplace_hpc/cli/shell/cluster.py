@@ -33,7 +33,7 @@ class Cluster:
         gateway.require("query")
         self.gateway = gateway
         info = gateway.info()
-        self.home = str(info["home"])
+        self.home = gateway.home()
         self.user = str(info["username"])
         self.folder = self.home
         self._previous: str | None = None

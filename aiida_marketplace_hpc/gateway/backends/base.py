@@ -92,7 +92,8 @@ class Trace:
 class Observation:
     """What the batch system says about one job at one moment.
 
-    :param id: the batch system's own id.
+    :param id: the batch system's own id; of a machine that is not the default one of several, with its name before it.
+    :param machine: the one that it is on, where a backend has several.
     :param state: the job's state on the map of :class:`~aiida_marketplace_hpc.protocol.JobState`.
     :param native_state: the state in the batch system's own words.
     :param complete: for an ended job, whether the record is whole; a half record (just submitted, just ended) is not
@@ -122,6 +123,7 @@ class Observation:
     time_limit: int | None = None
     elapsed: int | None = None
     folder: str = ""
+    machine: str = ""
     columns: Sequence[str] = field(default=(), compare=False)
     rows: Sequence[Sequence[str]] = field(default=(), compare=False)
 
@@ -135,6 +137,8 @@ class Backend(abc.ABC):
 
     name: str
     """What ``--backend`` calls it."""
+    problem: str | None = None
+    """Of a part that :meth:`on` gives: why that machine did not answer in the last round, though others did."""
 
     @abc.abstractmethod
     def submit(self, submission: Submission) -> str:
@@ -189,6 +193,27 @@ class Backend(abc.ABC):
         :raises SchedulerDown: there was no complete answer.
         """
 
+    def on(self, machine: str) -> Backend:
+        """The part of it that has the jobs of one machine, by the same ids; itself, where there is only one.
+
+        :param machine: one that there is not stands for the default one.
+        """
+        return self
+
+    def id_of(self, number: str) -> str:
+        """The id of a job of this machine's, which knows itself by its number only."""
+        return number
+
+    @property
+    def is_silent(self) -> bool:
+        """Of a part that :meth:`on` gives: whether that machine lets everybody wait now who asks it for anything."""
+        return False
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """The machines that did not answer in the last :meth:`queue`, though others did, each with its :attr:`problem`."""
+        return {}
+
     @property
     def submission_limit(self) -> float:
         """Seconds after which a call of :meth:`submit` has certainly ended: a submitter is not taken for dead before."""
@@ -207,7 +232,10 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, object]:
-        """What ``getInfo`` says about this machine: at least ``name`` and ``backend``; ``partitions`` where known."""
+        """What ``getInfo`` says about this machine: at least ``name`` and ``backend``; ``partitions`` where known.
+
+        Of several, about the default one; about each with :meth:`on`.
+        """
 
 
 def is_in(observation: Observation, folder: str) -> bool:

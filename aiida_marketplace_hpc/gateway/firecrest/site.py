@@ -23,19 +23,23 @@ _LEFT_BEHIND = 3600.0
 
 
 class FirecrestSite:
-    """The accounts, and for each user files and transfers over them.
+    """The accounts on one system, and for each user files and transfers over them.
 
     :param keep: how long what clients have not sent to its end is kept.
+    :param machine: what users call the system.
+    :param system: what FirecREST calls it.
     """
 
-    def __init__(self, settings: Settings, keep: Keep) -> None:
+    def __init__(self, settings: Settings, keep: Keep, machine: str, system: str) -> None:
         self._settings = settings
+        self._system = system
         self._keep = keep
         self._moving = OnTheWay()
-        self._spool = settings.state.expanduser().absolute() / "spool"
+        spool = "spool" if machine == settings.machine_name else f"spool-{machine}"
+        self._spool = settings.state.expanduser().absolute() / spool
         self.accounts: Accounts
         if settings.account_mode == "delegated":
-            self.accounts = EachUsers(self._connect, settings.roots)
+            self.accounts = EachUsers(self._connect, settings.roots_of(machine))
         else:
             secret = settings.firecrest_client_secret.get_secret_value()
             tokens = ServiceTokens(settings.firecrest_client_id, secret, settings.firecrest_token_url)
@@ -60,7 +64,7 @@ class FirecrestSite:
                 sweep_spool(folder, _LEFT_BEHIND)
 
     def _connect(self, tokens: Tokens) -> Cluster:
-        return Cluster(self._settings.firecrest_url, self._settings.firecrest_system, tokens)
+        return Cluster(self._settings.firecrest_url, self._system, tokens)
 
     def _spool_of(self, user: User) -> Path:
         folder = self._spool / user.id

@@ -17,6 +17,7 @@ from aiida_marketplace_hpc.gateway.people import readable
 from aiida_marketplace_hpc.gateway.people.visit import Visit
 from aiida_marketplace_hpc.gateway.routes import files as file_routes
 from aiida_marketplace_hpc.gateway.routes.call import Call, Stream
+from aiida_marketplace_hpc.gateway.service import Caller
 
 PAGE = 50
 """Jobs on a page."""
@@ -44,16 +45,16 @@ def home(visit: Visit) -> Response:
 
 def job(visit: Visit) -> Response:
     """One job: how it is, its output and its files."""
-    files = visit.caller.files
     row = visit.gateway.jobs.get(visit.caller.user, visit.jobid, fresh=True)
     facts = visit.gateway.jobs.as_wire(row, accounting=True)
     entries: list[dict[str, Any]] = []
     problem, output, glimpse, skipped = "", "", "", 0
     try:
-        entries = files.listing(row.folder, follow=True)
+        caller = visit.caller.on(row.machine)
+        entries = caller.files.listing(row.folder, follow=True)
         output = _output(entries, facts)
         if output:
-            glimpse, skipped = _end_of(visit, f"{row.folder}/{output}", _GLIMPSE)
+            glimpse, skipped = _end_of(caller, f"{row.folder}/{output}", _GLIMPSE)
     except GatewayError as exc:
         problem = exc.message
     return visit.show(
@@ -75,12 +76,12 @@ def files(visit: Visit) -> Response:
     row = visit.gateway.jobs.get(visit.caller.user, visit.jobid)
     name = visit.path_after("files").strip("/")
     call = _call(visit, name)
-    path = file_routes.path_of(call, name)
-    if visit.caller.files.stat(path, follow=True)["type"] != "directory":
+    caller, path = file_routes.place_of(call, name)
+    if caller.files.stat(path, follow=True)["type"] != "directory":
         answer = file_routes.download(call)
         assert isinstance(answer, Stream)  # noqa: S101 - without a bundle it is one.
         return streams.response(answer)
-    entries = visit.caller.files.listing(path, follow=True)
+    entries = caller.files.listing(path, follow=True)
     return visit.show(
         "folder",
         job=visit.gateway.jobs.as_wire(row),
@@ -95,8 +96,7 @@ def tail(visit: Visit) -> Response:
     """The end of a file; while the job lives, the page is loaded again every few seconds, unless that is not wanted."""
     row = visit.gateway.jobs.get(visit.caller.user, visit.jobid, fresh=True)
     name = visit.path_after("tail")
-    path = file_routes.path_of(_call(visit, name), name)
-    content, skipped = _end_of(visit, path, readable.WINDOW)
+    content, skipped = _end_of(*file_routes.place_of(_call(visit, name), name), readable.WINDOW)
     facts = visit.gateway.jobs.as_wire(row)
     following = not facts["final"] and "still" not in visit.query
     return visit.show(
@@ -129,8 +129,8 @@ def _call(visit: Visit, name: str) -> Call:
     return Call(visit.gateway, {"jobid": visit.jobid, "filename": name}, {}, visit.caller)
 
 
-def _end_of(visit: Visit, path: str, window: int) -> tuple[str, int]:
-    file, attributes = visit.caller.files.read(path)
+def _end_of(caller: Caller, path: str, window: int) -> tuple[str, int]:
+    file, attributes = caller.files.read(path)
     with file:
         return readable.tail(file, attributes.st_size, window)
 

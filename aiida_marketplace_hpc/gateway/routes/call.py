@@ -112,6 +112,17 @@ class Call:
             raise Unauthorized("Authentication Token is missing")
         return self.identified
 
+    def machine(self, named: str | None) -> str:
+        """The machine that a request names; the default one if it names none.
+
+        :raises InvalidRequest: the gateway has no such machine.
+        """
+        machines = self.gateway.settings.machines
+        if named and named not in machines:
+            several = "s" if len(machines) > 1 else ""
+            raise InvalidRequest(f"this gateway has the machine{several} {', '.join(machines)}, not {named}")
+        return named or machines[0]
+
 
 def text(name: str, value: Any) -> str:
     """A text of a JSON object that may be, or become, the name of a file.

@@ -16,6 +16,7 @@ from aiida_marketplace_hpc import bundle
 from aiida_marketplace_hpc.errors import InvalidRequest, NotFound
 from aiida_marketplace_hpc.gateway.names import group_name, user_name
 from aiida_marketplace_hpc.gateway.routes.call import Answer, Body, Call, Stream
+from aiida_marketplace_hpc.gateway.service import Caller
 from aiida_marketplace_hpc.gateway.textual import decoded, encoded, is_coded
 from aiida_marketplace_hpc.gateway.transfers import Position
 from aiida_marketplace_hpc.protocol import DIGEST_HEADER
@@ -30,13 +31,13 @@ def upload(call: Call) -> Answer:
         raise InvalidRequest("an upload needs a body: the file itself, or a form with the part 'file'")
     if is_coded(given.get("encoding")):
         body = decoded(body)
-    path = path_of(call, given.get("filename") or _form_name(body))
+    caller, path = place_of(call, given.get("filename") or _form_name(body))
     options: dict[str, Any] = {
         "overwrite": given.get("overwrite", True),
         "into": given.get("into"),
         "parents": given.get("parents", False),
     }
-    caller = call.caller.forced() if given.get("force") else call.caller
+    caller = caller.forced() if given.get("force") else caller
     transfers = caller.transfers
     if "total" in given:
         if "digest" not in given:
@@ -68,13 +69,14 @@ def download(call: Call) -> Answer:
 
 
 def _content(call: Call) -> Stream:
-    given, files = call.parameters, call.caller.files
-    path = path_of(call, given["filename"])
+    given = call.parameters
+    caller, path = place_of(call, given["filename"])
+    files = caller.files
     if given.get("bundle"):
         position = None
         if "after" in given or "offset" in given:
             position = Position(given.get("after", ""), given.get("offset"))
-        content = call.caller.transfers.send(
+        content = caller.transfers.send(
             path, dereference=given.get("dereference", True), position=position, limit=given.get("length")
         )
         return Stream(content, bundle.MEDIA_TYPE, headers={"Content-Disposition": "attachment"})
@@ -108,15 +110,16 @@ def _chunks(content: BinaryIO, size: int) -> Generator[bytes, None, None]:
 
 def delete(call: Call) -> Answer:
     """Remove a file, or a folder with all that is in it."""
-    caller = call.caller.forced() if call.parameters.get("force") else call.caller
-    caller.files.remove(path_of(call, call.parameters["filename"]), recursive=True)
+    caller, path = place_of(call, call.parameters["filename"])
+    caller = caller.forced() if call.parameters.get("force") else caller
+    caller.files.remove(path, recursive=True)
     return {"message": "File deleted."}
 
 
 def list_files(call: Call) -> Answer:
     """List a folder in the published form."""
-    listing = call.caller.files.listing(path_of(call, call.parameters.get("filename") or ""))
-    return {"files": published_listing(listing), "message": "Files in the job folder."}
+    caller, path = place_of(call, call.parameters.get("filename") or "")
+    return {"files": published_listing(caller.files.listing(path)), "message": "Files in the job folder."}
 
 
 def published_listing(entries: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -138,15 +141,20 @@ def published_listing(entries: list[dict[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
-def path_of(call: Call, filename: str) -> str:
-    """The absolute path of a file below a job's folder, or below the root that stands in place of a job."""
-    jobid = call.parameters["jobid"]
-    root = call.caller.files.roots.by_name(jobid)
+def place_of(call: Call, filename: str) -> tuple[Caller, str]:
+    """A file below a job's folder, or below the root that stands in place of a job: its machine, and its absolute path."""
+    jobid, caller = call.parameters["jobid"], call.caller
+    named = call.gateway.settings.root_at(jobid)
+    root = None
+    if named is not None:
+        caller = caller.on(named[0])
+        root = caller.files.roots.by_name(named[1])
     if root is not None:
         base = root.path
     else:
         try:
-            base = call.gateway.jobs.get(call.caller.user, jobid).folder
+            job = call.gateway.jobs.get(caller.user, jobid)
+            caller, base = caller.on(job.machine), job.folder
         except NotFound:
             names = ", ".join(root.name for root in call.caller.files.roots)
             raise NotFound(
@@ -155,7 +163,7 @@ def path_of(call: Call, filename: str) -> str:
     # Below a root '..' is resolved on the way, where links count; a job's folder is not left at all.
     if filename.startswith("/") or (root is None and ".." in filename.split("/")):
         raise InvalidRequest(f"{filename!r} is not a path below {base}")
-    return base if filename in ("", ".") else f"{base}/{filename}"
+    return caller, base if filename in ("", ".") else f"{base}/{filename}"
 
 
 def _form_name(body: Body) -> str:

@@ -33,7 +33,7 @@ def _maintenance(notice: Notice | None) -> dict[str, Any]:
 def create_user(call: Call) -> Answer:
     """Register the caller and make their home; may be repeated."""
     caller = call.caller
-    caller.files.roots.prepare()
+    caller.prepare()
     return {
         "_id": caller.user.id,
         "email": caller.user.email,
@@ -48,16 +48,14 @@ def get_info(call: Call) -> Answer:
     """Say everything that a client needs to know before it works with the gateway."""
     caller, settings = call.caller, call.gateway.settings
     authenticator = call.gateway.authenticator
-    caller.files.roots.prepare()
-    machine = {**call.gateway.backend.describe(), "name": settings.machine_name, "backend": call.gateway.backend.name}
-    machine["problem"] = call.gateway.watch.problem
+    caller.prepare()
     return {
         "name": settings.name,
         "version": __version__,
         "api_version": API_VERSION,
         "oldest_client": OLDEST_CLIENT,
         "extensions": list(EXTENSIONS),
-        "machines": [machine],
+        "machines": [_machine(call, name) for name in settings.machines],
         **_maintenance(call.gateway.maintenance.notice()),
         "policy": settings.policy.model_dump(mode="json"),
         "account_mode": settings.account_mode,
@@ -71,10 +69,7 @@ def get_info(call: Call) -> Answer:
         "username": caller.user.username,
         "email": caller.user.email,
         "home": caller.home,
-        "roots": [
-            {"name": root.name, "path": root.path, "read_only": root.read_only, "free": caller.files.roots.free(root)}
-            for root in caller.files.roots
-        ],
+        "roots": _roots(call, settings.machine_name),
         "limits": {
             "operations": MAX_OPERATIONS,
             "jobids": MAX_JOBIDS,
@@ -90,3 +85,25 @@ def get_info(call: Call) -> Answer:
         },
         "route": call.route.as_wire(),
     }
+
+
+def _machine(call: Call, name: str) -> dict[str, Any]:
+    """One of the machines; of several, each with its roots: those of the default one stand beside the list, too."""
+    backend = call.gateway.backend
+    about = {**backend.on(name).describe(), "name": name, "backend": backend.name}
+    about["problem"] = call.gateway.watch.problem_of(name)
+    return about if len(call.gateway.settings.machines) == 1 else {**about, "roots": _roots(call, name)}
+
+
+def _roots(call: Call, machine: str) -> list[dict[str, Any]]:
+    gateway, caller = call.gateway, call.caller
+    return [
+        {
+            "name": gateway.settings.address_of(machine, root.name),
+            "path": root.path,
+            "read_only": root.read_only,
+            # Where there are several machines, their disks are not here.
+            "free": caller.files.roots.free(root),
+        }
+        for root in gateway.roots_of(caller.user, machine)
+    ]

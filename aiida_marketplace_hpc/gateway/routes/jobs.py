@@ -17,24 +17,23 @@ def create(call: Call) -> Answer:
     unknown = sorted(set(fields) - set(CREATE_FIELDS_PUBLISHED) - set(CREATE_FIELDS_ADDED))
     if unknown:
         raise InvalidRequest(f"a job has no key {', '.join(unknown)}")
-    machine = _text(fields, "machine")
-    if machine and machine != call.gateway.settings.machine_name:
-        raise InvalidRequest(f"this gateway has the machine {call.gateway.settings.machine_name}, not {machine}")
+    machine = call.machine(_text(fields, "machine"))
+    caller = caller.on(machine)
     launch = flag("launch", fields.get("launch", False))
     folder, script = _text(fields, "folder"), _text(fields, "script")
     if folder or script:
         if not (folder and script):
             raise InvalidRequest("a job of an existing folder needs both keys, folder and script")
         job = jobs.create_in_folder(
-            caller.user, folder, script, client_ref=_reference(fields), key=_text(fields, "key")
+            caller.user, folder, script, client_ref=_reference(fields), key=_text(fields, "key"), machine=machine
         )
     else:
         if fields.get("key") is not None:
             raise InvalidRequest("a key needs folder and script")
-        caller.files.roots.prepare()
+        caller.prepare()
         published = {name: fields[name] for name in CREATE_FIELDS_PUBLISHED if name in fields}
         written, key = call.gateway.containers.script(published, caller.user.email), call.parameters.get("key")
-        job = jobs.create_with_script(caller.user, caller.home, written, key=key)
+        job = jobs.create_with_script(caller.user, caller.home, written, key=key, machine=machine)
     if launch:
         job = jobs.launch(caller.user, job)
     return jobs.as_wire(job)
@@ -51,7 +50,7 @@ def state(call: Call) -> Answer:
     jobs, caller = call.gateway.jobs, call.caller
     job = jobs.get(caller.user, call.parameters["jobid"], fresh=True)
     try:
-        listing = caller.files.listing(job.folder)
+        listing = caller.on(job.machine).files.listing(job.folder)
     except FileError as exc:
         if not (job.job_state.final and exc.errno == "ENOENT"):
             raise

@@ -38,6 +38,7 @@ def query(call: Call) -> Answer:
     alone. The same list with the same key is carried out once.
     """
     body, lists = call.json, call.gateway.operations
+    machine = call.machine(text("machine", body["machine"]) if body.get("machine") is not None else None)
     key = _key(body)
     if key is not None and "operations" not in body:
         return _ask_again(call, key)
@@ -50,8 +51,8 @@ def query(call: Call) -> Answer:
     running = lists.start(
         call.caller.user.id,
         key,
-        lambda running: _carry_out(call, running, operations, stop_on_error),
-        mark=_mark(operations, stop_on_error) if key is not None else "",
+        lambda running: _carry_out(call, running, machine, operations, stop_on_error),
+        mark=_mark(machine, operations, stop_on_error) if key is not None else "",
         repeatable=all(_is_repeatable(fields) for fields in operations),
         again=_seconds(body, "again"),
     )
@@ -69,8 +70,12 @@ def _ask_again(call: Call, key: str) -> Answer:
     return Later(running.future, running.meanwhile, lists.patience if wait is None else min(wait, lists.patience))
 
 
-def _carry_out(call: Call, running: Running, operations: list[Any], stop_on_error: bool) -> dict[str, Any]:
-    watched = replace(call, identified=call.caller.watched(running.advance))
+def _carry_out(
+    call: Call, running: Running, machine: str, operations: list[Any], stop_on_error: bool
+) -> dict[str, Any]:
+    # Whoever asks for jobs only does not wait for the machine's disk.
+    caller = call.caller.on(machine) if any(map(_is_about_files, operations)) else call.caller
+    watched = replace(call, identified=caller.watched(running.advance))
     results: list[dict[str, Any]] = []
     for fields in operations:
         outcome = "server_fault"
@@ -124,9 +129,13 @@ def _seconds(body: Fields, name: str) -> float | None:
     return value
 
 
-def _mark(operations: list[Any], stop_on_error: bool) -> str:
-    content = json.dumps([operations, stop_on_error], sort_keys=True)
+def _mark(machine: str, operations: list[Any], stop_on_error: bool) -> str:
+    content = json.dumps([machine, operations, stop_on_error], sort_keys=True)
     return hashlib.sha256(content.encode("ascii")).hexdigest()
+
+
+def _is_about_files(fields: Any) -> bool:
+    return isinstance(fields, dict) and not str(fields.get("op")).startswith("jobs.")
 
 
 def _is_repeatable(fields: Any) -> bool:
