@@ -153,6 +153,8 @@ class Survey:
             else:
                 self._adopt_new(observation, trace, self._ledger.user_by_owner(trace.owner, username))
             return True
+        if job.scheduler_id == observation.id:
+            return True  # Its submission was confirmed while the scheduler was asked for its script.
         if job.duplicates and observation.id in job.duplicates:
             return True
         if job.job_state is JobState.SUBMITTING and job.search_first:

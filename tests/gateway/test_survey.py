@@ -224,6 +224,27 @@ def test_a_row_that_is_behind_learns_that_its_job_lives(
         restored.ledger.close()
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_a_job_that_is_confirmed_while_the_scheduler_is_asked_for_its_script_is_no_second_copy_of_itself(
+    gateway: Gateway,
+    backend: FakeBackend,
+    alice: User,
+    folder: str,
+    started: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway.jobs.reconcile()
+    job = launch(gateway, alice, folder)
+    if started:
+        start(gateway, folder, job, "101")
+    # What the survey has read before.
+    monkeypatch.setattr(gateway.ledger, "folders_of", lambda ids: {})
+    gateway.jobs.reconcile()
+    after = gateway.jobs.get(alice, job.id)
+    assert (after.job_state, after.scheduler_id, after.duplicates) == (JobState.QUEUED, "101", None)
+    assert backend.cancelled == []
+
+
 def test_a_second_copy_that_comes_late_is_ended_and_recorded(
     gateway: Gateway, backend: FakeBackend, alice: User, folder: str
 ) -> None:
