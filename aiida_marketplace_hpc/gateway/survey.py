@@ -81,11 +81,10 @@ class Survey:
             if part is self._backend:
                 self._look_through(part, queue)
                 continue
-            # Of several machines one does not wait for the other.
-            try:
+            try:  # Of several machines one does not wait for the other.
                 if part.problem is None:
                     mine = {id: one for id, one in queue.items() if one.machine == part.machine}
-                    # Whether it was among those that have answered, is not seen by a queue without any job of its.
+                    # A queue without a job of this machine's may be from before it answered.
                     self._look_through(part, mine if part in self._done else part.queue())
             except BackendError as exc:
                 logger.warning("the jobs of %s could not be looked through: %s", part.machine, exc)

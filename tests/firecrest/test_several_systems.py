@@ -269,6 +269,7 @@ def test_a_lost_ledger_learns_from_the_living_jobs_of_each_system(
     assert doubles["bora"].calls["submit"] == 1
 
 
+@pytest.mark.services  # It starts two gateways.
 def test_a_lost_ledger_learns_from_a_system_that_was_down_at_first(
     doubles: dict[str, FirecrestDouble], tmp_path: Path
 ) -> None:
@@ -344,6 +345,7 @@ def test_aiidas_transport_works_on_the_machine_of_its_computer(two: Two) -> None
         carme.listdir(str(folder))
 
 
+@pytest.mark.services  # A job there and back.
 def test_the_command_line_reaches_each_machine(two: Two, tmp_path: Path) -> None:
     def run(*arguments: str) -> Any:
         done = CliRunner().invoke(main, ["--url", two.served.url, "--json", *arguments])
