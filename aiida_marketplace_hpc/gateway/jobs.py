@@ -235,7 +235,7 @@ class Jobs:
         script: str,
         digest: str | None,
         client_ref: str | None,
-        machine: str,
+        machine: str = "",
     ) -> Job:
         return Job(
             id=new_id(),
@@ -245,7 +245,7 @@ class Jobs:
             script=script,
             script_digest=digest,
             client_ref=client_ref,
-            machine=machine,
+            machine=machine or self._machine,
             backend=self._backend.name,
             created_at=self._now(),
             state=JobState.CREATED.value,
