@@ -456,6 +456,8 @@ class Settings(FileSettings):
             raise ValueError(f"backend firecrest needs {', '.join(missing)}, too; the secret from environment or file")
         if len(self.systems) > 1 and self.machine:
             raise ValueError("several firecrest_systems are called as FirecREST calls them: leave machine away")
+        if self.backend in self.systems[1:]:
+            raise ValueError(f"a system called {self.backend} can be the first one only: jobs of an only system say so")
         if len(set(self.systems)) != len(self.systems) or not all(map(_SYSTEM.fullmatch, self.systems)):
             raise ValueError("each firecrest_system is named once, and has at most 32 characters")
         return self

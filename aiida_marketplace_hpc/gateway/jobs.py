@@ -235,7 +235,7 @@ class Jobs:
         script: str,
         digest: str | None,
         client_ref: str | None,
-        machine: str,
+        machine: str = "",
     ) -> Job:
         return Job(
             id=new_id(),
@@ -245,7 +245,7 @@ class Jobs:
             script=script,
             script_digest=digest,
             client_ref=client_ref,
-            machine=machine,
+            machine=machine or self._machine,
             backend=self._backend.name,
             created_at=self._now(),
             state=JobState.CREATED.value,
@@ -270,7 +270,7 @@ class Jobs:
                 raise Conflict(f"{job.folder}/{job.script} was changed since job {job.id} was created: create it again")
             # What the scheduler holds comes first: the job may be among it, if the ledger was lost.
             notice = self._maintenance.notice()
-            ready = notice is None and self._survey.wait(self._patience)
+            ready = notice is None and self._survey.wait(job.machine, self._patience)
             why = "waits until the scheduler has said which jobs there are" if notice is None else notice.text
             intended = self._submissions.intend(job, digest, at_once=ready, message=None if ready else why)
             if intended is not None and ready:
@@ -428,7 +428,7 @@ class Jobs:
                 try:
                     if job.job_state is not JobState.SUBMITTING:
                         self._end_again(job)
-                    elif self._survey.done:
+                    elif self._survey.is_done(job.machine):
                         self._submissions.advance(job)
                 except (BackendError, GatewayError) as exc:
                     logger.warning("job %s could not be taken further: %s", job.id, exc)

@@ -61,7 +61,7 @@ class Readiness:
             return "failing"
         if self._watch.answer_age is None:
             return "unknown"
-        return "partial" if self._watch.problems else "ok"
+        return "partial" if self._watch.is_partial else "ok"
 
     async def _database(self) -> Condition:
         if self._look is None or (self._look.done() and self._clock() - self._began > _AGE):

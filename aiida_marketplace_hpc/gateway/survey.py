@@ -59,16 +59,17 @@ class Survey:
         self._machine = machine
         self._now = now
         self._settled: set[str] = set()
-        self._done = threading.Event()
+        self._done: set[Backend] = set()
+        self._changed = threading.Condition()
 
-    @property
-    def done(self) -> bool:
-        """Whether there was a successful one since the gateway's start."""
-        return self._done.is_set()
+    def is_done(self, machine: str) -> bool:
+        """Whether there was a successful one of a machine's jobs since the gateway's start."""
+        return self._backend.on(machine) in self._done
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, machine: str, seconds: float) -> bool:
         """Wait for the first one; whether it has been."""
-        return self._done.wait(seconds)
+        with self._changed:
+            return self._changed.wait_for(lambda: self.is_done(machine), seconds)
 
     def look(self, queue: Mapping[str, Observation]) -> None:
         """Go through the scheduler's living jobs that were not there the last time. May be repeated.
@@ -76,6 +77,19 @@ class Survey:
         :raises BackendError: the scheduler did not answer; the rest is looked at the next time.
         """
         self._settled &= queue.keys()
+        for part in self._backend.parts:
+            if part is self._backend:
+                self._look_through(part, queue)
+                continue
+            try:  # Of several machines one does not wait for the other.
+                if part.problem is None:
+                    mine = {id: one for id, one in queue.items() if one.machine == part.machine}
+                    # A queue without a job of this machine's may be from before it answered.
+                    self._look_through(part, mine if part in self._done else part.queue())
+            except BackendError as exc:
+                logger.warning("the jobs of %s could not be looked through: %s", part.machine, exc)
+
+    def _look_through(self, part: Backend, queue: Mapping[str, Observation]) -> None:
         new = {id: one for id, one in queue.items() if id not in self._settled and not one.state.final}
         known = self._ledger.folders_of(new)
         strangers = []
@@ -84,22 +98,15 @@ class Survey:
                 self._settled.add(id)
             else:
                 strangers.append(id)
-        for machine in {new[id].machine for id in strangers}:
-            mine = [id for id in strangers if new[id].machine == machine]
-            try:
-                traces = self._backend.on(machine).traces(mine)
-            except BackendError as exc:
-                if not machine:
-                    raise
-                logger.warning("the jobs of %s could not be looked through: %s", machine, exc)
-                continue
-            for id in mine:
-                trace = traces.get(id)
-                # Without a trace it is somebody's own job; one whose folder is another was forged.
-                if trace is None or not is_in(new[id], trace.folder) or self._settle(new[id], trace):
-                    self._settled.add(id)
-        # A machine of several that did not answer looks by itself before it takes a first job.
-        self._done.set()
+        traces = part.traces(strangers) if strangers else {}
+        for id in strangers:
+            trace = traces.get(id)
+            # Without a trace it is somebody's own job; one whose folder is another was forged.
+            if trace is None or not is_in(new[id], trace.folder) or self._settle(new[id], trace):
+                self._settled.add(id)
+        with self._changed:
+            self._done.add(part)
+            self._changed.notify_all()
 
     def by_guard(
         self, user: User, files: AnyFiles, folder: str, script: str, digest: str, machine: str = ""

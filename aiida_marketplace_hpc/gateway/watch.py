@@ -76,9 +76,9 @@ class Watch:
         return None
 
     @property
-    def problems(self) -> Mapping[str, str]:
-        """Why the last round brought no answer about some of several machines, by name."""
-        return self._backend.problems
+    def is_partial(self) -> bool:
+        """Whether the last round brought no answer about some of several machines."""
+        return any(part.problem is not None for part in self._backend.parts)
 
     def problem_of(self, machine: str) -> str | None:
         """Why the last round brought no answer about a machine, or ``None`` if it did."""

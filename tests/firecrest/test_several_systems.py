@@ -269,6 +269,32 @@ def test_a_lost_ledger_learns_from_the_living_jobs_of_each_system(
     assert doubles["bora"].calls["submit"] == 1
 
 
+@pytest.mark.services  # It starts two gateways.
+def test_a_lost_ledger_learns_from_a_system_that_was_down_at_first(
+    doubles: dict[str, FirecrestDouble], tmp_path: Path
+) -> None:
+    """The other one takes jobs meanwhile; this one takes none that it may have already."""
+    settings = both_settings(doubles, tmp_path)
+    with serving(tmp_path, doubles, settings) as two:
+        jobid = two.submit("bora", "held", "#SBATCH --hold\ntrue")
+        two.wait(jobid, "HELD")
+    doubles["bora"].fail("jobs", status=500, times=10_000, message="Error executing Slurm command.")
+    (tmp_path / "second").mkdir()
+    with serving(tmp_path / "second", doubles, settings) as two:
+        two.served.gateway.jobs._patience = 0.1
+        two.wait(two.submit("alps", "other", "true"), "COMPLETED")
+        again = two.submit("bora", "held", "#SBATCH --hold\ntrue")
+        new = two.submit("bora", "new", "true")
+        for one in (again, new):
+            assert two.job(one)["state"] == "SUBMITTING"
+            assert "until the scheduler has said which jobs there are" in two.job(one)["message"]
+        assert doubles["bora"].calls["submit"] == 1
+        doubles["bora"].faults.clear()
+        assert two.wait(again, "HELD")["scheduler_id"] == "bora/1"
+        two.wait(new, "COMPLETED")
+    assert doubles["bora"].calls["submit"] == 2
+
+
 @pytest.mark.services  # It starts four gateways.
 def test_jobs_go_on_when_a_gateway_gets_a_second_system_and_loses_one(
     doubles: dict[str, FirecrestDouble], tmp_path: Path
@@ -319,6 +345,7 @@ def test_aiidas_transport_works_on_the_machine_of_its_computer(two: Two) -> None
         carme.listdir(str(folder))
 
 
+@pytest.mark.services  # A job there and back.
 def test_the_command_line_reaches_each_machine(two: Two, tmp_path: Path) -> None:
     def run(*arguments: str) -> Any:
         done = CliRunner().invoke(main, ["--url", two.served.url, "--json", *arguments])

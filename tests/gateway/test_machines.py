@@ -67,6 +67,7 @@ def test_each_has_the_roots_of_all_and_its_own() -> None:
     ("given", "problem"),
     [
         ({"system": "daint,daint"}, "named once"),
+        ({"system": "daint,firecrest"}, "the first one only"),
         ({"system": "daint,"}, "firecrest_system"),
         ({"system": "daint, eiger"}, "firecrest_system"),
         ({"system": f"daint,{'x' * 33}"}, "at most 32 characters"),

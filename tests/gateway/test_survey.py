@@ -12,10 +12,13 @@ import pytest
 
 from aiida_marketplace_hpc.errors import Conflict, Unavailable
 from aiida_marketplace_hpc.gateway.auth import Identity
-from aiida_marketplace_hpc.gateway.backends.base import Submission, Unknown
+from aiida_marketplace_hpc.gateway.backends.base import Observation, Submission, Trace, Unknown
+from aiida_marketplace_hpc.gateway.backends.systems import Systems
+from aiida_marketplace_hpc.gateway.ledger import utc_now
 from aiida_marketplace_hpc.gateway.schema import Job, User
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.gateway.submission import guard_of
+from aiida_marketplace_hpc.gateway.survey import Survey
 from aiida_marketplace_hpc.protocol import JobState
 from aiida_marketplace_hpc.testing.backend import FakeBackend
 
@@ -341,3 +344,27 @@ def test_in_a_folder_lives_one_job_whoever_asks_at_the_same_time(
         thread.join()
     assert len(conflicts) == 1
     assert len(backend.submissions) == 1
+
+
+def test_a_machine_of_several_has_been_looked_through_when_its_own_jobs_were_asked_for(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue without any job of its may be from before it answered."""
+    backends = {"alps": FakeBackend(), "bora": FakeBackend()}
+    systems = Systems(backends)
+    seen: list[tuple[str, str]] = []
+    folder = str(tmp_path)
+    systems.on("bora").submit(Submission("a" * 24, folder, f"{folder}/run.sh", b"#!/bin/sh\n", "", None, ""))
+    survey = Survey(gateway.ledger, systems, gateway.jobs._submissions, lambda *_: None, machine="alps", now=utc_now)
+
+    def settle(one: Observation, trace: Trace) -> bool:
+        seen.append((one.id, trace.jobid))
+        return True
+
+    monkeypatch.setattr(survey, "_settle", settle)
+    assert not survey.is_done("bora")
+    survey.look({})
+    assert seen == [("bora/101", "a" * 24)]
+    assert survey.is_done("bora")
+    assert not survey.is_done("carme")
+    systems.stop()

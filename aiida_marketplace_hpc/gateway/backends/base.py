@@ -137,6 +137,8 @@ class Backend(abc.ABC):
 
     name: str
     """What ``--backend`` calls it."""
+    machine: str = ""
+    """Of a part that :meth:`on` gives: the name of its machine."""
     problem: str | None = None
     """Of a part that :meth:`on` gives: why that machine did not answer in the last round, though others did."""
 
@@ -210,9 +212,9 @@ class Backend(abc.ABC):
         return False
 
     @property
-    def problems(self) -> Mapping[str, str]:
-        """The machines that did not answer in the last :meth:`queue`, though others did, each with its :attr:`problem`."""
-        return {}
+    def parts(self) -> Sequence[Backend]:
+        """What :meth:`on` gives for each of its machines; itself, where there is only one."""
+        return (self,)
 
     @property
     def submission_limit(self) -> float:

@@ -197,7 +197,12 @@ class Systems(Backend):
         return self._parts.get(machine) or _Gone(machine, self.name)
 
     @property
+    def parts(self) -> Sequence[Backend]:
+        return tuple(self._parts.values())
+
+    @property
     def problems(self) -> Mapping[str, str]:
+        """The machines that did not answer in the last :meth:`queue`, each with the reason."""
         return {machine: part.problem for machine, part in self._parts.items() if part.problem is not None}
 
     def submit(self, submission: Submission) -> str:
