@@ -263,8 +263,10 @@ def make_backend(settings: Settings, site: FirecrestSite | None = None) -> Backe
     """
     if site is not None:
         from aiida_marketplace_hpc.gateway.backends.firecrest import FirecrestBackend
+        from aiida_marketplace_hpc.gateway.backends.firecrest_v1 import FirecrestV1Backend
 
-        return FirecrestBackend(site.accounts, machine=settings.machine_name)
+        kind = FirecrestV1Backend if settings.firecrest_version == 1 else FirecrestBackend
+        return kind(site.accounts, machine=settings.machine_name)
     if settings.backend == "local":
         from aiida_marketplace_hpc.gateway.backends.local import LocalBackend
 
