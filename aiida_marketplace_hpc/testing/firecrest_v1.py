@@ -100,7 +100,7 @@ class Fault:
     times: int = 1
     own: bool = True
     headers: Mapping[str, str] = field(default_factory=dict)
-    task: tuple[str, str] | None = None
+    task: tuple[str, Any] | None = None
 
     def answer(self) -> Response:
         if self.status is None:
@@ -153,6 +153,7 @@ class FirecrestV1:
         tokens: tuple[str, ...] = (),
     ) -> None:
         self.machine = machine
+        self.slurm = slurm
         self.clients = {CLIENT: SECRET}
         self.token_lifetime = 300.0
         """Seconds that a token lives."""

@@ -10,11 +10,12 @@ was put there.
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, cast
+from typing import cast
 
 from aiida_marketplace_hpc.gateway.backends.base import (
     Deferred,
@@ -22,6 +23,7 @@ from aiida_marketplace_hpc.gateway.backends.base import (
     Observation,
     Refused,
     SchedulerDown,
+    Submission,
     Unknown,
     is_in,
 )
@@ -35,6 +37,7 @@ from aiida_marketplace_hpc.gateway.backends.firecrest import (
 )
 from aiida_marketplace_hpc.gateway.backends.slurm_commands import observe_guard
 from aiida_marketplace_hpc.gateway.backends.slurm_refusals import read_failure
+from aiida_marketplace_hpc.gateway.firecrest.accounts import Accounts
 from aiida_marketplace_hpc.gateway.firecrest.client import TIMEOUT, CallFailed, Cluster, Json, TokenRefused
 from aiida_marketplace_hpc.gateway.firecrest.client_v1 import (
     AT_ONCE,
@@ -62,8 +65,16 @@ class FirecrestV1Backend(FirecrestBackend):
 
     _breaking = "|$"
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(
+        self,
+        accounts: Accounts,
+        *,
+        machine: str = "firecrest",
+        settling_time: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        settling_time = SETTLING_TIME if settling_time is None else settling_time
+        super().__init__(accounts, machine=machine, settling_time=settling_time, clock=clock)
         self._followed: dict[str, str] = {}
         self._surveyed: float | None = None
         self._rows: tuple[float, dict[str, list[Json]]] | None = None
@@ -86,6 +97,12 @@ class FirecrestV1Backend(FirecrestBackend):
             return Unknown(f"whether FirecREST has submitted the job is not known: {message}")
         return Deferred(message)
 
+    def submit(self, submission: Submission) -> str:
+        id = super().submit(submission)
+        with self._lock:
+            self._followed[id] = submission.folder
+        return id
+
     def queue(self) -> Mapping[str, Observation]:
         """The jobs that are followed, as the accounting has them; all that the queue has where a survey is due.
 
@@ -99,6 +116,7 @@ class FirecrestV1Backend(FirecrestBackend):
             found = super().queue()
             with self._lock:
                 self._surveyed = now
+                self._followed |= {id: one.folder for id, one in found.items() if not one.state.final}
             return found
         rows = self._ask_accounting(followed)
         living = {id: one for id, one in self._observed(rows, followed).items() if not one.state.final}
