@@ -173,7 +173,7 @@ class SlurmJobs:
         return [dict(zip(_QUEUE, line.split(separator), strict=False)) for line in said.splitlines()]
 
     def accounting(self, ids: Sequence[str]) -> list[dict[str, str]]:
-        wanted = [f"--jobs={','.join(ids)}"] if ids else []
+        wanted = [f"--jobs={','.join(ids)}"]  # Also where none is named.
         columns = "jobid,partition,jobname,user,state,start,cputime,end,NNodes,NodeList,ExitCode"
         said = self._ask("sacct", "-X", *wanted, f"--format={columns}", "--noheader", "--parsable2")
         return [dict(zip(_RECORD, line.split("|"), strict=False)) for line in said.splitlines()]
