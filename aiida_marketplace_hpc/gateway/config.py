@@ -439,7 +439,8 @@ class Settings(FileSettings):
                 )
             if beside := [name for name in own if _said(getattr(self, name))]:
                 raise ValueError(
-                    f"firecrest_token (F7T_TOKEN) stands in place of {', '.join(own)}: leave it away, or {', '.join(beside)}"
+                    f"firecrest_token (F7T_TOKEN) stands in place of {', '.join(own)}: leave it away, or "
+                    f"{', '.join(beside)}"
                 )
         elif self.account_mode != "delegated":
             needed += own

@@ -114,7 +114,7 @@ def test_a_job_that_waits_is_cancelled(site: Site) -> None:
 
 def test_jobs_beyond_the_first_page_are_found(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiida_marketplace_hpc.gateway.firecrest.client_v1.AT_ONCE", 10)
-    jobs = [site.job(directives="#SBATCH --hold") for _ in range(11)]
+    jobs = [site.job("sleep 60", directives="#SBATCH --exclusive") for _ in range(11)]
     ids = {site.backend.submit(job): job for job in jobs}
     # A job that is a moment old is not in the accounting yet.
     wait_until(

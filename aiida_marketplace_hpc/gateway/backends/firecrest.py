@@ -405,8 +405,8 @@ def _check_word(what: str, value: str, breaking: str = "|") -> None:
     """
     if _is_awkward(value, breaking):
         raise Refused(
-            f"{what} has a {' or '.join(breaking)} or a character that is not printable, with which FirecREST cannot list "
-            "jobs any more"
+            f"{what} has a {' or '.join(breaking)} or a character that is not printable, with which FirecREST cannot "
+            "list jobs any more"
         )
 
 

@@ -155,6 +155,9 @@ class Cluster:
     :param timeout: seconds without a byte after which a call is given up.
     """
 
+    compares = False
+    """Whether what was written has been compared with what was sent when the call comes back."""
+
     def __init__(
         self,
         url: str,

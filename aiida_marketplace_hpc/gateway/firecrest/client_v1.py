@@ -47,6 +47,8 @@ T = TypeVar("T")
 
 ANSWER_TIME = 60.0
 """Seconds in which a task that asks something of the batch system has to have an outcome."""
+LIST_TIME = 180.0
+"""The same for the whole queue, in which each job costs FirecREST three logins, one after the other."""
 SUBMIT_TIME = 45.0
 """The same for a submission: sbatch has no time-out there, and its task goes on."""
 AT_ONCE = 100
@@ -116,6 +118,8 @@ class ClusterV1(Cluster):
     Methods raise what those of :class:`~aiida_marketplace_hpc.gateway.firecrest.client.Cluster` raise.
     """
 
+    compares = True
+
     def _make_calls(self, timeout: float) -> _Threads:
         return _Threads(lambda: _Calls(self.url, self.system, self._tokens, timeout))
 
@@ -142,16 +146,14 @@ class ClusterV1(Cluster):
     # What it is
 
     def about(self) -> Json:
-        """What FirecREST says about the system.
+        """FirecREST's parameters, of all its systems; asked once.
 
-        :raises CallFailed: if it is not known, there is no such system, or it cannot be reached.
+        :raises CallFailed: if they are not known.
         """
-        found = self._ask(lambda: self._call.get(f"/status/systems/{self.system}").json())["out"]
-        if isinstance(found, list):
-            found = next((one for one in found if one.get("system") == self.system), {})
-        if found.get("status") != "available":
-            raise CallFailed(f"{self.system} is not available: {found.get('description', '')}", own=True)
-        return dict(found)
+        with self._lock:
+            if self._about is None:
+                self._about = dict(self._ask(lambda: self._call.get("/status/parameters").json())["out"])
+            return self._about
 
     @property
     def largest_up(self) -> int:
@@ -164,11 +166,8 @@ class ClusterV1(Cluster):
         return self._limit()
 
     def _limit(self) -> int:
-        with self._lock:
-            if self._about is None:
-                self._about = self._ask(lambda: self._call.get("/status/parameters").json())["out"]
         names = ("UTILITIES_MAX_FILE_SIZE", "F7T_UTILITIES_MAX_FILE_SIZE")
-        values = [one["value"] for one in self._about.get("utilities", ()) if one.get("name") in names]
+        values = [one["value"] for one in self.about().get("utilities", ()) if one.get("name") in names]
         return int(float(values[0]) * _MIB) if values else 5 * _MIB
 
     @property
@@ -210,9 +209,10 @@ class ClusterV1(Cluster):
     def jobs(self) -> list[Json]:
         """All jobs of the account that live, with their folders.
 
-        FirecREST gives the first hundred, and up to 1.13.0 never the rest; those are named by the accounting.
+        FirecREST gives the first hundred, and up to 1.13.0 never the rest; those are named by the accounting, which leaves out
+        jobs that are held or wait for a time or for others (seen with Slurm 22.05).
         """
-        found = self._squeue(pageSize=AT_ONCE, pageNumber=0)
+        found = self._squeue(LIST_TIME, pageSize=AT_ONCE, pageNumber=0)
         if len(found) >= AT_ONCE:
             listed = {str(one["jobId"]).split("_")[0] for one in found}
             others = {str(row["jobid"]).split("_")[0].split("+")[0] for row in self.recorded(())} - listed
@@ -227,7 +227,9 @@ class ClusterV1(Cluster):
     def living(self, ids: Sequence[str]) -> list[Json]:
         """What the queue says about jobs, :data:`AT_ONCE` at most."""
         try:
-            return self._squeue(jobs=",".join(ids), pageSize=AT_ONCE, pageNumber=0)
+            return self._squeue(
+                LIST_TIME if len(ids) > 1 else ANSWER_TIME, jobs=",".join(ids), pageSize=AT_ONCE, pageNumber=0
+            )
         except TaskFailed as exc:
             if "Invalid job id" in exc.message:  # What squeue says where it knows none of them.
                 return []
@@ -242,8 +244,8 @@ class ClusterV1(Cluster):
         rows = list(found.values()) if isinstance(found, dict) else found
         return self._records(rows)
 
-    def _squeue(self, **asked: object) -> list[Json]:
-        found = self._answer(lambda: self._call.get("/compute/jobs", **asked).json())
+    def _squeue(self, within: float, **asked: object) -> list[Json]:
+        found = self._answer(lambda: self._call.get("/compute/jobs", **asked).json(), within)
         rows = list(found.values()) if isinstance(found, dict) else found
         return [queued(row) for row in self._records(rows)]
 
@@ -265,9 +267,9 @@ class ClusterV1(Cluster):
         """Ask for the end of a job."""
         self._answer(lambda: self._call.delete(f"/compute/jobs/{id}", 200).json())
 
-    def _answer(self, ask: Callable[[], Any]) -> Any:
+    def _answer(self, ask: Callable[[], Any], within: float = ANSWER_TIME) -> Any:
         """What a question to the batch system brings."""
-        return self._outcome(str(self._ask(ask)["task_id"]), ANSWER_TIME)
+        return self._outcome(str(self._ask(ask)["task_id"]), within)
 
     def _outcome(self, task: str, within: float) -> Any:
         """The data of a task, when it has an outcome; a question that gets lost is asked again.
