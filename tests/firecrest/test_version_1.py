@@ -272,6 +272,7 @@ def test_g3_a_job_that_slurm_has_forgotten_has_left_a_note(remote: Remote, monke
     folder = remote.script("forgotten", "until [ -e go ]; do sleep 0.1; done; exit 7")
     job = remote.client.submit(folder, "run.sh")["jobid"]
     remote.runs(job)
+    assert remote.job(job)["started_at"]
     monkeypatch.setattr(remote.double._jobs, "accounting", lambda ids: [])
     monkeypatch.setattr(remote.double._jobs, "queue", lambda ids: [])
     Path(folder, "go").touch()
@@ -309,6 +310,7 @@ def test_g7_a_poll_is_one_question_whatever_the_number_of_jobs(remote: Remote) -
         remote.runs(job)
     watch = remote.gateway.watch
     with watch._round:  # Nobody else asks meanwhile.
+        watch._ask()
         before = remote.double.requests.copy()
         watch._ask()
         made = remote.double.requests - before

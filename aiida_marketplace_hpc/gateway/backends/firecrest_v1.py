@@ -56,8 +56,8 @@ SETTLING_TIME = 120.0
 there, and gives up by itself when slurmctld has not answered several times."""
 SURVEY_AGE = 900.0
 """Seconds for which nobody looks for jobs of which the gateway knows nothing, while there are some that it follows."""
-_NO_ACCOUNTING = "accounting storage is disabled"
-_HALF_HOUR = 1800
+_QUARTER = 900
+"""Seconds: zones are whole quarters of an hour."""
 
 
 class FirecrestV1Backend(FirecrestBackend):
@@ -158,11 +158,23 @@ class FirecrestV1Backend(FirecrestBackend):
 
     def _observed(self, rows: Mapping[str, list[Json]], folders: Mapping[str, str]) -> dict[str, Observation]:
         found: dict[str, Observation] = {}
+        zones: dict[Cluster, int | None] = {}
         for id, of_one in rows.items():
-            if id in folders:
-                cluster = self._account(folders[id])
-                found[id] = _read(id, of_one, folders[id], cluster.zone() if cluster is not None else None)
+            cluster = self._account(folders[id]) if id in folders else None
+            if cluster is not None:
+                if cluster not in zones:
+                    zones[cluster] = self._ahead(cluster, folders[id])
+                found[id] = _read(id, of_one, folders[id], zones[cluster])
         return found
+
+    def _ahead(self, cluster: Cluster, folder: str) -> int | None:
+        """Seconds that the cluster's wall clock is ahead of UTC; asked for now and then."""
+        try:
+            return (
+                cluster.zone() if cluster.zone() is not None else _zone(cluster, folder, self._lines(cluster, folder))
+            )
+        except CallFailed:
+            return None
 
     def accounting(self, folders: Mapping[str, str]) -> Mapping[str, Observation]:
         with self._lock:
@@ -216,7 +228,7 @@ class FirecrestV1Backend(FirecrestBackend):
             return observe_guard(guard, folder) if guard is not None and guard.ended else None
         if guard is None and _is_older(rows, lines or []):
             return None  # An id that was used before, whose new job is not on record yet.
-        end = _read(id, rows, folder, _zone(cluster, folder, lines or []))
+        end = _read(id, rows, folder, _zone(cluster, folder, lines) or 0)
         if guard is not None and guard.ended and end.state.final:
             # The note has the times without a doubt about the zone.
             noted = observe_guard(guard, folder)
@@ -235,7 +247,7 @@ class FirecrestV1Backend(FirecrestBackend):
     def _recorded(self, cluster: Cluster, id: str, folder: str) -> Observation | None:
         assert isinstance(cluster, ClusterV1)  # noqa: S101 - there are no others here.
         rows = asked(lambda: _rows(cluster, [id])).get(id)
-        return _read(id, rows, folder, cluster.zone()) if rows else None
+        return _read(id, rows, folder, cluster.zone() or 0) if rows else None
 
     @property
     def submission_limit(self) -> float:
@@ -250,13 +262,7 @@ def _rows(cluster: ClusterV1, ids: Sequence[str]) -> dict[str, list[Json]]:
     """
     found: dict[str, list[Json]] = defaultdict(list)
     for batch in batches(ids, AT_ONCE):
-        try:
-            rows = cluster.recorded(batch)
-        except TaskFailed as exc:
-            if _NO_ACCOUNTING not in exc.message:
-                raise
-            rows = []
-        for row in rows:
+        for row in cluster.recorded(batch):
             found[str(row.get("jobid")).split("_")[0].split("+")[0]].append(row)
     return dict(found)
 
@@ -264,10 +270,11 @@ def _rows(cluster: ClusterV1, ids: Sequence[str]) -> dict[str, list[Json]]:
 def _read(id: str, rows: Iterable[Json], folder: str, ahead: int | None) -> Observation:
     """Read the rows about a job.
 
+    :param ahead: seconds that the cluster's wall clock is ahead of UTC; ``None``: not known, and times are left out.
     :raises SchedulerDown: if one cannot be read.
     """
     try:
-        records = [recorded(row, folder, ahead or 0) for row in rows]
+        records = [recorded(row, folder, ahead) for row in rows]
     except (KeyError, ValueError, TypeError) as exc:
         raise SchedulerDown(f"FirecREST says about a job what cannot be read ({exc!r})") from exc
     return read_jobs(records)[id]
@@ -283,13 +290,13 @@ def _is_older(rows: Iterable[Json], lines: Iterable[Json]) -> bool:
     return max(end for end in ends if end is not None) < earliest - CLOCK_SKEW.total_seconds()
 
 
-def _zone(cluster: Cluster, folder: str, lines: Sequence[Json]) -> int | None:
+def _zone(cluster: Cluster, folder: str, lines: Sequence[Json] | None) -> int | None:
     """Seconds that the cluster's wall clock is ahead of UTC: ``ls`` and ``sacct`` name no zone."""
     if cluster.zone() is None:
-        for line in lines:
+        for line in lines or ():
             moment = wall(line["lastModified"])
             if moment is not None and str(line["name"]).startswith(WRAPPER_PREFIX):
                 exact = int(cluster.stat(f"{folder}/{line['name']}")["mtime"])
-                cluster.note_zone(round((moment - exact) / _HALF_HOUR * 2) * (_HALF_HOUR // 2))
+                cluster.note_zone(round((moment - exact) / _QUARTER) * _QUARTER)
                 break
     return cluster.zone()

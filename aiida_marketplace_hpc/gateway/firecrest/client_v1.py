@@ -68,6 +68,7 @@ _HEADERS = {
     "X-A-Directory": "Is a directory",
     "X-Not-A-Directory": "Not a directory",
 }
+_NO_ACCOUNTING = "accounting storage is disabled"
 _STAGED, _FETCHED = "114", "117"
 _STAGING_FAILED = ("115", "118")
 
@@ -236,11 +237,17 @@ class ClusterV1(Cluster):
             raise
 
     def recorded(self, ids: Sequence[str]) -> list[Json]:
-        """The rows of the accounting about jobs, as FirecREST gives them; without ids those of the account that live or
-        have ended today.
+        """The rows of the accounting about jobs, as FirecREST gives them; none where Slurm has no accounting.
+
+        Without ids those of the account that live or have ended today.
         """
         asked = {"jobs": ",".join(ids)} if ids else {}
-        found = self._answer(lambda: self._call.get("/compute/acct", **asked).json())
+        try:
+            found = self._answer(lambda: self._call.get("/compute/acct", **asked).json())
+        except TaskFailed as exc:
+            if _NO_ACCOUNTING in exc.message:
+                return []
+            raise
         rows = list(found.values()) if isinstance(found, dict) else found
         return self._records(rows)
 

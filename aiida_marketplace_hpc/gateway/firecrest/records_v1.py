@@ -36,11 +36,11 @@ def queued(row: Json) -> Json:
     }
 
 
-def recorded(row: Json, folder: str, ahead: int) -> Json:
+def recorded(row: Json, folder: str, ahead: int | None) -> Json:
     """A line of ``sacct``.
 
     :param folder: where the job is known to be.
-    :param ahead: seconds that the cluster's wall clock is ahead of UTC.
+    :param ahead: seconds that the cluster's wall clock is ahead of UTC; ``None``: that is not known, nor then are the times.
     """
     start, end = wall(row.get("start_time")), ended_at(row)
     code, _, signal = str(row.get("exit_code") or "0:0").partition(":")
@@ -55,8 +55,8 @@ def recorded(row: Json, folder: str, ahead: int) -> Json:
             "interruptSignal": int(signal or 0),
         },
         "time": {
-            "start": None if start is None else start - ahead,
-            "end": None if end is None else end - ahead,
+            "start": None if start is None or ahead is None else start - ahead,
+            "end": None if end is None or ahead is None else end - ahead,
             "elapsed": None if start is None or end is None else end - start,
         },
         "partition": str(row["partition"]),
