@@ -25,6 +25,7 @@ from aiida_marketplace_hpc.errors import (
 from aiida_marketplace_hpc.gateway.backends.firecrest_v1 import FirecrestV1Backend
 from aiida_marketplace_hpc.gateway.config import load
 from aiida_marketplace_hpc.gateway.config_check import effective
+from aiida_marketplace_hpc.gateway.firecrest.client import CallFailed, TokenRefused
 from aiida_marketplace_hpc.gateway.service import Gateway
 from aiida_marketplace_hpc.testing.firecrest_v1 import CLIENT, SECRET, FirecrestV1
 from aiida_marketplace_hpc.testing.machine import wait_until
@@ -137,11 +138,14 @@ def test_a_job_is_cancelled(remote: Remote) -> None:
     assert remote.end_of(job)["state"] == "CANCELLED"
 
 
-LOST: list[dict[str, Any]] = [
+LOST: list[Any] = [
     {"status": None},
     {"status": 504, "own": False},
     {"task": ("400", "Machine is not available")},
-    {"task": ("400", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")},
+    pytest.param(
+        {"task": ("400", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")},
+        marks=pytest.mark.services,
+    ),
     # Of a failed sbatch FirecREST takes the last word for an id.
     {"task": ("200", {"result": "Job submitted", "jobid": 2})},
 ]
@@ -167,7 +171,7 @@ def test_g1_a_submission_that_lives_is_found_by_its_folder(remote: Remote) -> No
     assert remote.end_of(job)["state"] == "COMPLETED"
 
 
-@pytest.mark.parametrize("fault", [LOST[1], LOST[2]])
+@pytest.mark.parametrize("fault", [LOST[2], pytest.param(LOST[1], marks=pytest.mark.services)])
 def test_g1_a_submission_that_never_was_is_made_once_that_is_proven(remote: Remote, fault: dict[str, Any]) -> None:
     folder = remote.script("never", "echo ran >> executed")
     remote.double.fail(SUBMIT, **fault)
@@ -178,14 +182,23 @@ def test_g1_a_submission_that_never_was_is_made_once_that_is_proven(remote: Remo
 
 def test_g1_questions_about_a_task_that_get_lost_are_asked_again(remote: Remote) -> None:
     folder = remote.script("asked", "true")
+    [cluster] = remote.gateway.site.accounts.usable()  # type: ignore[union-attr]
     remote.double.fail("GET /tasks/{id}", status=None, times=3)
-    remote.double.task_delay = 0.5
-    try:
-        job = remote.client.submit(folder, "run.sh")["jobid"]
-        assert remote.end_of(job)["state"] == "COMPLETED"
-    finally:
-        remote.double.task_delay = 0.0
-    assert remote.double.requests[SUBMIT] == 1
+    assert cluster.submit(folder, "#!/bin/sh\ntrue\n", "again.sh").isdecimal()
+
+
+def test_g1_a_token_that_is_refused_after_the_submission_has_begun_leaves_it_in_doubt(remote: Remote) -> None:
+    folder = remote.script("refused", "true")
+    [cluster] = remote.gateway.site.accounts.usable()  # type: ignore[union-attr]
+    remote.double.fail("GET /tasks/{id}", status=401, times=100)
+    with pytest.raises(CallFailed) as raised:
+        cluster.submit(folder, "#!/bin/sh\ntrue\n", "late.sh")
+    assert raised.type is CallFailed
+    assert raised.value.carried_out
+    remote.double.faults.clear()
+    remote.double.fail(SUBMIT, status=401, times=2)
+    with pytest.raises(TokenRefused):
+        cluster.submit(folder, "#!/bin/sh\ntrue\n", "never.sh")
 
 
 def test_g1_nothing_is_proven_while_firecrest_does_not_answer_about_jobs(remote: Remote) -> None:
@@ -432,26 +445,24 @@ def test_a_removal_that_takes_long_is_continued(remote: Remote) -> None:
     assert not Path(folder).exists()
 
 
-@pytest.mark.parametrize("name", ["it's", "a b", "a$b", "a;b", "two\nlines", 'a"b', "a(b"])
-def test_names_that_would_not_be_taken_for_what_they_are_never_get_there(
-    remote: Remote, tmp_path: Path, name: str
-) -> None:
+def test_names_that_would_not_be_taken_for_what_they_are_never_get_there(remote: Remote, tmp_path: Path) -> None:
     local = tmp_path / "local"
     local.write_text("x")
-    path = f"{remote.home}/{name}"
-    remote.home  # noqa: B018 - it makes the folder.
+    home = remote.home
 
     def calls() -> dict[str, int]:
         return {name: count for name, count in remote.double.requests.items() if "/utilities/" in name}
 
     before = calls()
-    for call in (
-        lambda: transfer.put_file(remote.client, local, path),
-        lambda: remote.client.ask("stat", path=path),
-        lambda: remote.client.ask("remove", path=path, recursive=True),
-    ):
-        with pytest.raises(InvalidRequest, match="FirecREST"):
-            call()
+    for name in ("it's", "a b", "a$b", "a;b", "two\nlines", 'a"b', "a(b"):
+        path = f"{home}/{name}"
+        for call in (
+            lambda path=path: transfer.put_file(remote.client, local, path),
+            lambda path=path: remote.client.ask("stat", path=path),
+            lambda path=path: remote.client.ask("remove", path=path, recursive=True),
+        ):
+            with pytest.raises(InvalidRequest, match="FirecREST"):
+                call()  # type: ignore[no-untyped-call]
     assert calls() == before
 
 

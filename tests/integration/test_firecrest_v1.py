@@ -71,6 +71,7 @@ def test_a_calculation_through_the_daemon(installation: Installation, label: str
     assert sum(count for name, count in calls.items() if "/utilities/" in name) < 65, calls
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("site", ["local"], indirect=True, scope="session")
 def test_the_computer_passes_every_test(installation: Installation, label: str) -> None:
     assert "all 6 tests succeeded" in installation.verdi("computer", "test", label)

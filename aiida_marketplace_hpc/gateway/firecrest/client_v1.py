@@ -228,9 +228,11 @@ class ClusterV1(Cluster):
     def living(self, ids: Sequence[str]) -> list[Json]:
         """What the queue says about jobs, :data:`AT_ONCE` at most."""
         try:
-            return self._squeue(
-                LIST_TIME if len(ids) > 1 else ANSWER_TIME, jobs=",".join(ids), pageSize=AT_ONCE, pageNumber=0
-            )
+            found = self._squeue(LIST_TIME, jobs=",".join(ids), pageSize=AT_ONCE, pageNumber=0)
+            if len(found) < AT_ONCE or len(ids) == 1:
+                return found
+            # The tasks of an array are many lines, which leave no room for those of other jobs.
+            return [one for id in ids for one in self.living([id])]
         except TaskFailed as exc:
             if "Invalid job id" in exc.message:  # What squeue says where it knows none of them.
                 return []
