@@ -23,6 +23,7 @@ _WITHOUT_FLAG = {
     "policy": 'What the site wants of jobs, such as {"max_time": "1-0", "default_partition": "normal"}. Keys: {keys}.',
     "registration": "What the MarketPlace is told about the gateway, for `gateway openapi`. Keys: {keys}.",
     "firecrest_client_secret": "The secret of --firecrest-client-id; no flag, as everybody on the machine sees those.",
+    "firecrest_token": "A constant token for FirecREST, in place of client id, secret and token url; no flag.",
     "page_client_secret": "The secret of --page-client, if it has one, unless --page-client-secret-file names a file with it.",
     "broker": "The broker's address, with name and password, such as amqps://NAME:PASSWORD@broker.example.org:5671/%2F.",
     "client_secret": "The secret that the platform showed with the id.",
@@ -30,6 +31,7 @@ _WITHOUT_FLAG = {
 _PUBLISHED = {
     "MP_HOST_URL": "The MarketPlace's host: where tokens are checked (with auth=marketplace), and the relay's broker, unless "
     "it is set above, on port 5672 without TLS.",
+    "F7T_TOKEN": "The same as MARKETPLACE_HPC_FIRECREST_TOKEN.",
     "GATEWAY_CLIENT_ID": "The same as MARKETPLACE_HPC_RELAY_CLIENT_ID.",
     "GATEWAY_CLIENT_SECRET": "The same as MARKETPLACE_HPC_RELAY_CLIENT_SECRET.",
     "HPCGATEWAY_URL": "The same as MARKETPLACE_HPC_RELAY_GATEWAY.",

@@ -204,6 +204,7 @@ class Settings(FileSettings):
     model_config = SettingsConfigDict(
         env_prefix="MARKETPLACE_HPC_", env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
     )
+    published: ClassVar[tuple[Published, ...]] = (Published("F7T_TOKEN", "firecrest_token"),)
 
     backend: Literal["local", "slurm", "firecrest"] = "local"
     home: str = ""
@@ -238,7 +239,8 @@ class Settings(FileSettings):
     slots: int = Field(default=0, ge=0)
     """Jobs that the backend ``local`` runs at once; 0: as many as there are processors."""
     firecrest_url: str = Field(default="", pattern=r"^(https?://\S+)?$")
-    """Where the FirecREST v2 of the backend ``firecrest`` is."""
+    """Where the FirecREST of the backend ``firecrest`` is."""
+    firecrest_version: int = Field(default=2, ge=1, le=2)
     firecrest_system: str = Field(default="", pattern=r"^([a-z0-9._-]+(,[a-z0-9._-]+)*)?$")
     """What FirecREST calls the cluster; several, with commas between them, the first of which is the default."""
     firecrest_token_url: str = Field(default="", pattern=r"^(https?://\S+)?$")
@@ -246,6 +248,8 @@ class Settings(FileSettings):
     firecrest_client_id: str = ""
     firecrest_client_secret: SecretStr = SecretStr("")
     """From the environment or the file only: what stands in a command line is seen by everybody on the machine."""
+    firecrest_token: SecretStr = SecretStr("")
+    """A token that never changes, in place of the client's id and secret; from the environment or the file only, too."""
     poll_interval: float = Field(default=0.0, ge=0.0)
     """Seconds for which one answer of the scheduler serves everybody; 0: what suits the backend."""
     certfile: Path | None = None
@@ -444,16 +448,36 @@ class Settings(FileSettings):
         if self.backend != "firecrest":
             return self
         needed = ["firecrest_url", "firecrest_system"]
-        if self.account_mode != "delegated":
-            needed += ["firecrest_token_url", "firecrest_client_id", "firecrest_client_secret"]
-        elif not all(root.per_user or root.read_only for one in self.machines for root in self.roots_of(one)):
+        own = ("firecrest_token_url", "firecrest_client_id", "firecrest_client_secret")
+        delegated = self.account_mode == "delegated"
+        if _said(self.firecrest_token):
+            if delegated:
+                raise ValueError(
+                    "with --account delegated FirecREST gets the users' tokens: leave firecrest_token (F7T_TOKEN) away"
+                )
+            if beside := [name for name in own if _said(getattr(self, name))]:
+                raise ValueError(
+                    f"firecrest_token (F7T_TOKEN) stands in place of {', '.join(own)}: leave it away, or "
+                    f"{', '.join(beside)}"
+                )
+        elif not delegated:
+            needed += own
+        written = (root for one in self.machines for root in self.roots_of(one) if not root.read_only)
+        if delegated and not all(root.per_user for root in written):
             raise ValueError(
                 "with --account delegated each root that can be written needs {username}: by it the gateway knows whose a "
                 "folder is, and with whose token to look after it"
             )
         missing = [name for name in needed if not _said(getattr(self, name))]
         if missing:
-            raise ValueError(f"backend firecrest needs {', '.join(missing)}, too; the secret from environment or file")
+            raise ValueError(
+                f"backend firecrest needs {', '.join(missing)}, too; the secret from environment or file"
+                + (
+                    ""
+                    if "firecrest_client_id" not in missing
+                    else ", or in place of all three a constant token (F7T_TOKEN)"
+                )
+            )
         if len(self.systems) > 1 and self.machine:
             raise ValueError("several firecrest_systems are called as FirecREST calls them: leave machine away")
         if self.backend in self.systems[1:]:

@@ -161,6 +161,7 @@ def _log_to_stderr(settings: Settings) -> None:
     secrets = [
         *settings.dev_token.values(),
         settings.firecrest_client_secret.get_secret_value(),
+        settings.firecrest_token.get_secret_value(),
         settings.page_client_secret.get_secret_value(),
     ]
     log.set_up(settings.log_format, settings.log_level, secrets=secrets)

@@ -326,9 +326,11 @@ def make_backend(settings: Settings, sites: Mapping[str, FirecrestSite] | None =
     """
     if sites:
         from aiida_marketplace_hpc.gateway.backends.firecrest import FirecrestBackend
+        from aiida_marketplace_hpc.gateway.backends.firecrest_v1 import FirecrestV1Backend
         from aiida_marketplace_hpc.gateway.backends.systems import Systems
 
-        found = {machine: FirecrestBackend(site.accounts, machine=machine) for machine, site in sites.items()}
+        kind = FirecrestV1Backend if settings.firecrest_version == 1 else FirecrestBackend
+        found = {machine: kind(site.accounts, machine=machine) for machine, site in sites.items()}
         return Systems(found) if len(found) > 1 else found[settings.machine_name]
     if settings.backend == "local":
         from aiida_marketplace_hpc.gateway.backends.local import LocalBackend

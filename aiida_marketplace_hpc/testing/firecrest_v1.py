@@ -83,6 +83,34 @@ class _Refused(Exception):
 
 
 @dataclass
+class Fault:
+    """What goes wrong with calls.
+
+    :param route: which, by their names in :attr:`FirecrestV1.requests`.
+    :param status: what is answered; ``None``: the connection breaks in the middle of the answer.
+    :param carried_out: whether the call has its effect all the same.
+    :param times: with so many calls.
+    :param own: whether FirecREST says it; else something on the way.
+    :param task: the call is answered well, but this, status and data, is what its task comes to.
+    """
+
+    route: str
+    status: int | None = 504
+    carried_out: bool = False
+    times: int = 1
+    own: bool = True
+    headers: Mapping[str, str] = field(default_factory=dict)
+    task: tuple[str, Any] | None = None
+
+    def answer(self) -> Response:
+        if self.status is None:
+            return Response(b"", headers={"Content-Length": "10"})
+        if not self.own:
+            return Response("<html>", self.status, headers=self.headers)
+        return JSONResponse({"description": "a fault of the test's"}, self.status, headers=self.headers)
+
+
+@dataclass
 class _Task:
     """Something that goes on while its client asks for it again and again."""
 
@@ -125,6 +153,7 @@ class FirecrestV1:
         tokens: tuple[str, ...] = (),
     ) -> None:
         self.machine = machine
+        self.slurm = slurm
         self.clients = {CLIENT: SECRET}
         self.token_lifetime = 300.0
         """Seconds that a token lives."""
@@ -142,6 +171,7 @@ class FirecrestV1:
         """Whether the cluster cannot be reached."""
         self.requests: Counter[str] = Counter()
         """How often each route was asked: by method and path, as in ``GET /utilities/ls``."""
+        self.faults: list[Fault] = []
         self._store = Path(tempfile.mkdtemp(prefix="mphpc-firecrest-v1-store-"))
         self._commands = Commands(slurm, self._store)
         self._local = None if slurm is not None else LocalJobs()
@@ -178,6 +208,27 @@ class FirecrestV1:
         if self._local is not None:
             self._local.stop()
         shutil.rmtree(self._store, ignore_errors=True)
+
+    def fail(self, route: str, **options: Any) -> Fault:
+        """Let calls fail: :class:`Fault`."""
+        fault = Fault(route, **options)
+        self.faults.append(fault)
+        return fault
+
+    def revoke(self, token: str) -> None:
+        """Let a token have expired."""
+        self._tokens[token] = 0.0
+
+    @property
+    def options(self) -> list[str]:
+        """What ``gateway serve`` is told about it, with :attr:`env`, so that it uses an account of its own."""
+        where = ["--firecrest-version", "1", "--firecrest-url", self.url, "--firecrest-system", self.machine]
+        return [*where, "--firecrest-token-url", self.token_url, "--firecrest-client-id", CLIENT]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The secret that goes with :attr:`options`."""
+        return {"MARKETPLACE_HPC_FIRECREST_CLIENT_SECRET": SECRET}
 
     @property
     def command_delay(self) -> float:
@@ -233,9 +284,11 @@ class FirecrestV1:
         limited = path in ("/utilities/upload", "/compute/jobs/upload")
 
         async def endpoint(request: Request) -> Response:
-            self.requests[f"{method} {path}"] += 1
+            fault = self._fault_of(f"{method} {path}")
             try:
                 self._check_token(request)
+                if fault is not None and not fault.carried_out:
+                    return self._begin(fault) if fault.task else fault.answer()
                 if limited and int(request.headers.get("content-length", "0")) > self._limit:
                     async for _ in request.stream():  # Clients read no answer before they have sent all.
                         pass
@@ -244,11 +297,30 @@ class FirecrestV1:
                     raise _Refused(f"Failed to upload {what}. The file is over {size}", status=413)
                 async with request.form() as form:
                     call = _Call(request, form, await _content(form))
-                    return await run_in_threadpool(handler, call)
+                    answer = await run_in_threadpool(handler, call)
+                if fault is None:
+                    return answer
+                if fault.task is None:
+                    return fault.answer()
+                self._tasks[json.loads(bytes(answer.body))["task_id"]].state = fault.task
+                return answer
             except _Refused as exc:
                 return JSONResponse(exc.body, exc.status, headers=exc.headers)
 
         return Route(path, endpoint, methods=[method])
+
+    def _fault_of(self, route: str) -> Fault | None:
+        self.requests[route] += 1
+        fault = next((one for one in self.faults if one.route == route and one.times > 0), None)
+        if fault is not None:
+            fault.times -= 1
+        return fault
+
+    def _begin(self, fault: Fault) -> Response:
+        """A task that does nothing and fails."""
+        task = self._start("compute", dict)
+        task.state = fault.task
+        return self._created(task, 200 if fault.route.startswith(("GET", "DELETE")) else 201)
 
     @property
     def _limit(self) -> int:
@@ -572,12 +644,28 @@ class FirecrestV1:
     def _queue(self, call: _Call) -> Response:
         self._machine(call, "Failed to retrieve jobs information")
         ids = call.jobids()
+        asked = call.request.query_params
+        size, page = asked.get("pageSize", ""), asked.get("pageNumber", "")
+        most = int(size) if page.isdigit() and size in ("10", "25", "50", "100") else 25
 
         def rows() -> Any:
-            # The first page of 25; a client that asks for others gets them one by one.
-            return {str(number): row for number, row in enumerate(self._jobs.queue(ids)[:25])}
+            # Of a later page 1.13.0 gives one row, or none.
+            found = self._jobs.queue(ids)
+            first = int(page or 0) * most if 0 <= int(page or 0) * most < len(found) else 0
+            return {
+                str(number): {**row, **self._files_of(row["jobid"])}
+                for number, row in enumerate(found[first : int(page or 0) + most] if first else found[:most])
+            }
 
         return self._created(self._start("compute", rows), 200)
+
+    def _files_of(self, id: str) -> dict[str, str]:
+        """The files of a job, and the ends of its output."""
+        files = self._jobs.files(id)
+        for what in ("out", "err"):
+            tail = self._commands.run("tail", "-c", "1000", "--", files.get(f"job_file_{what}", ""))
+            files[f"job_data_{what}"] = "" if tail.code else tail.stdout
+        return files
 
     def _accounting(self, call: _Call) -> Response:
         self._machine(call, "Failed to retrieve account information")

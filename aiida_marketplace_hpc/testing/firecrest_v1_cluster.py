@@ -14,11 +14,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from aiida_marketplace_hpc.gateway.backends.accounting import format_time
 from aiida_marketplace_hpc.gateway.backends.base import BackendError, Observation, Submission
 from aiida_marketplace_hpc.gateway.backends.environment import job_environment
 from aiida_marketplace_hpc.gateway.backends.local import LocalBackend
@@ -66,6 +65,9 @@ class Jobs(Protocol):
 
         :raises JobFailed: there is no answer.
         """
+
+    def files(self, id: str) -> dict[str, str]:
+        """The script of a job, and where its output goes; nothing where that is not known (any more)."""
 
     def cancel(self, id: str) -> str:
         """Ask for the end of a job; of one that has ended, too.
@@ -153,10 +155,15 @@ class SlurmJobs:
         options = [f"--account={account}"] if account else []
         said = self._ask("sbatch", *options, f"--chdir={folder}", "--", script).split()
         jobid: object = int(said[-1]) if said and said[-1].isdigit() else " ".join(said)
-        fields = dict(
-            word.split("=", 1) for word in self._ask("scontrol", "-o", "show", f"job={jobid}").split() if "=" in word
-        )
-        return submitted(jobid, fields["Command"], fields["StdOut"], fields["StdErr"])
+        return {"result": "Job submitted", "jobid": jobid, **self.files(str(jobid))}
+
+    def files(self, id: str) -> dict[str, str]:
+        try:
+            said = self._ask("scontrol", "-o", "show", f"job={id}")
+        except JobFailed as exc:
+            return {"job_file_out": "Not available", "job_file_err": "Not available", "job_info_extra": str(exc)}
+        fields = dict(word.split("=")[:2] for word in said.split() if "=" in word)
+        return about(fields["Command"], fields["StdOut"], fields["StdErr"])
 
     def queue(self, ids: Sequence[str]) -> list[dict[str, str]]:
         separator = ".:."
@@ -166,7 +173,7 @@ class SlurmJobs:
         return [dict(zip(_QUEUE, line.split(separator), strict=False)) for line in said.splitlines()]
 
     def accounting(self, ids: Sequence[str]) -> list[dict[str, str]]:
-        wanted = [f"--jobs={','.join(ids)}"] if ids else []
+        wanted = [f"--jobs={','.join(ids)}"]  # Also where none is named.
         columns = "jobid,partition,jobname,user,state,start,cputime,end,NNodes,NodeList,ExitCode"
         said = self._ask("sacct", "-X", *wanted, f"--format={columns}", "--noheader", "--parsable2")
         return [dict(zip(_RECORD, line.split("|"), strict=False)) for line in said.splitlines()]
@@ -192,7 +199,7 @@ class LocalJobs:
     def __init__(self) -> None:
         self._spool = tempfile.TemporaryDirectory(prefix="mphpc-firecrest-v1-", ignore_cleanup_errors=True)
         self._backend = LocalBackend(Path(self._spool.name), partitions=("debug", "normal"))
-        self._folders: dict[str, str] = {}
+        self._scripts: dict[str, str] = {}
 
     def start(self) -> None:
         """Start what runs jobs."""
@@ -214,9 +221,13 @@ class LocalJobs:
             id = self._backend.submit(Submission("", folder, script, text, "", guard=None, comment=""))
         except BackendError as exc:
             raise JobFailed(f"sbatch: error: {exc}") from exc
-        self._folders[id] = folder
-        output = posixpath.join(folder, f"slurm-{id}.out")
-        return submitted(int(id), script, output, output)
+        self._scripts[id] = script
+        return {"result": "Job submitted", "jobid": int(id), **self.files(id)}
+
+    def files(self, id: str) -> dict[str, str]:
+        script = self._scripts[id]
+        output = posixpath.join(posixpath.dirname(script), f"slurm-{id}.out")
+        return about(script, output, output)
 
     def queue(self, ids: Sequence[str]) -> list[dict[str, str]]:
         found = self._backend.queue()
@@ -225,12 +236,17 @@ class LocalJobs:
         return [_row(job, _QUEUE) for id, job in found.items() if not ids or id in ids]
 
     def accounting(self, ids: Sequence[str]) -> list[dict[str, str]]:
-        wanted = {id: folder for id, folder in self._folders.items() if not ids or id in ids}
-        return [_row(job, _RECORD) for job in self._backend.accounting(wanted).values()]
+        wanted = {id: posixpath.dirname(script) for id, script in self._scripts.items() if not ids or id in ids}
+        living = {id: job for id, job in self._backend.queue().items() if id in wanted}
+        return [_row(job, _RECORD) for job in {**living, **self._backend.accounting(wanted)}.values()]
 
     def cancel(self, id: str) -> str:
         self._backend.cancel(id)
         return ""
+
+
+def _wall(moment: datetime | None) -> str:
+    return "Unknown" if moment is None else moment.astimezone().strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _row(job: Observation, columns: Sequence[str]) -> dict[str, str]:
@@ -241,9 +257,9 @@ def _row(job: Observation, columns: Sequence[str]) -> dict[str, str]:
         "name": job.name,
         "user": pwd.getpwuid(os.geteuid()).pw_name,
         "state": job.native_state,
-        "start_time": format_time(job.started_at),
+        "start_time": _wall(job.started_at),
         "time": clock,
-        "time_left": format_time(job.ended_at),
+        "time_left": _wall(job.ended_at),
         "nodes": "1",
         "nodelist": job.nodes or "None assigned",
         "exit_code": f"{job.exit_code or 0}:{job.signal or 0}",
@@ -251,11 +267,9 @@ def _row(job: Observation, columns: Sequence[str]) -> dict[str, str]:
     return {name: row[name] for name in columns}
 
 
-def submitted(jobid: object, script: str, output: str, error: str) -> dict[str, object]:
-    """What FirecREST says about a job that was submitted."""
+def about(script: str, output: str, error: str) -> dict[str, str]:
+    """What FirecREST says about the files of a job."""
     return {
-        "result": "Job submitted",
-        "jobid": jobid,
         "job_file": script,
         "job_file_out": output,
         "job_file_err": error,

@@ -287,6 +287,7 @@ class Settings(FromCode):
             "policy",
             "page_client_secret",
             "firecrest_client_secret",
+            "firecrest_token",
         }  # The page says of these what there is to say.
         fields = {name: field for name, field in Settings.model_fields.items() if name not in no_flags}
         if set(flags) - only_flags != set(fields):

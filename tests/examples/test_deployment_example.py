@@ -40,7 +40,7 @@ def test_the_template_has_every_setting() -> None:
     assert (made.exit_code, made.output) == (0, text)
     variables = re.findall(r"^#([A-Z_0-9]+)=$", text, re.MULTILINE)
     known = [variable_of(kind, name) for kind in (Settings, RelaySettings) for name in kind.model_fields]
-    known += [one.variable for one in published_in(RelaySettings)]
+    known += [one.variable for kind in (Settings, RelaySettings) for one in published_in(kind)]
     assert sorted(variables) == sorted(known)
     for variable in variables:
         assert re.search(rf"^# .+\n#{variable}=$", text, re.MULTILINE), f"{variable} is not explained"

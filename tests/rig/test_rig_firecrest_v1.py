@@ -193,6 +193,34 @@ def test_a_job_runs_and_each_submission_is_one(client: Firecrest, tmp_path: Path
     assert client.poll_active("cluster") == []
 
 
+def test_living_jobs_are_listed_with_their_files(client: Firecrest, tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text("#!/bin/bash\necho begun; until [ -e go ]; do sleep 0.05; done\n")
+    jobid = client.submit("cluster", script_remote_path=str(tmp_path / "job.sh"))["jobid"]
+    deadline = time.monotonic() + 30
+    while True:
+        [row] = client.poll_active("cluster", [jobid], page_size=10, page_number=0)
+        if row["job_data_out"] or time.monotonic() > deadline:  # type: ignore[typeddict-item]
+            break
+    assert (row["jobid"], row["job_file"]) == (str(jobid), str(tmp_path / "job.sh"))  # type: ignore[typeddict-item]
+    assert row["job_data_out"] == "begun\n"  # type: ignore[typeddict-item]
+    (tmp_path / "go").touch()
+    _ended(client, jobid)
+
+
+def test_calls_fail_on_demand(double: FirecrestV1, client: Firecrest, tmp_path: Path) -> None:
+    double.fail("POST /utilities/mkdir", status=None, carried_out=True)
+    with pytest.raises(requests.RequestException):
+        client.mkdir("cluster", str(tmp_path / "made"))
+    assert (tmp_path / "made").is_dir()
+    double.fail("POST /utilities/mkdir", status=400, headers={"X-Timeout": "x"})
+    assert _header(client.mkdir, "cluster", str(tmp_path / "not")) == "x-timeout"
+    double.fail("GET /compute/acct", task=("400", "Machine is not available"))
+    with pytest.raises(firecrest.FirecrestException):
+        client.poll("cluster", ["1"])
+    assert not (tmp_path / "not").exists()
+    double.faults.clear()
+
+
 def test_a_script_is_brought_along_or_made_for_a_transfer(client: Firecrest, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("copied")
     brought = client.submit("cluster", script_str=SCRIPT)

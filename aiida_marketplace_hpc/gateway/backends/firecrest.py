@@ -1,4 +1,4 @@
-"""Slurm behind FirecREST v2.
+"""Slurm behind FirecREST: what both versions share, and what is version 2's.
 
 What FirecREST says about a job it has from ``sacct`` and ``squeue``, put together: an end comes with its exit code, and one
 question answers for all jobs that live or have ended within a day. What is older is asked for one by one, and where nobody
@@ -58,10 +58,11 @@ CLOCK_SKEW = timedelta(seconds=60)
 ASKED_AT_ONCE = 20
 """Jobs that are asked for one by one in a round of questions, at most; the others wait for the next round."""
 _PARTITIONS_AGE = 600.0
-_FRESH = 2.0
+FRESH = 2.0
 """Seconds for which one listing answers two questions of the same round."""
 _ID = re.compile(r"(\d+)(?:[_+].*)?")
 _SBATCH = re.compile(r"exit_status:(-?\d+) std_err:(.*)", re.DOTALL)
+WRAPPER_PREFIX = f"{GUARD_PREFIX}script-"
 _ENDED = re.compile(r"already completing or completed|Invalid job id specified", re.IGNORECASE)
 
 _NOT_SERVED = {
@@ -82,6 +83,8 @@ class FirecrestBackend(Backend):
     """
 
     name = "firecrest"
+    _breaking = "|"
+    """Characters that break FirecREST's list of jobs, of everybody, for a day: it cuts lines at them."""
 
     def __init__(
         self,
@@ -107,19 +110,22 @@ class FirecrestBackend(Backend):
         self._accounts.close()
 
     def submit(self, submission: Submission) -> str:
-        wrapper = _wrapper(submission)
         cluster = self._account(submission.folder)
+        wrapper = _wrapper(submission, self._breaking)
         if cluster is None:
             raise Refused(
                 f"the folder {submission.folder} is nobody's: the gateway does not know whose job it would be"
             )
         self._look_before(cluster, submission)
         try:
-            return cluster.submit(submission.folder, wrapper)
+            return cluster.submit(submission.folder, wrapper, wrapper_name(submission))
         except UnusableName as exc:
             raise Refused(str(exc)) from exc
         except CallFailed as exc:
-            raise _submission_failed(exc) from exc
+            raise self._submission_failed(exc) from exc
+
+    def _submission_failed(self, failure: CallFailed) -> Exception:
+        return _submission_failed(failure)
 
     def _look_before(self, cluster: Cluster, submission: Submission) -> None:
         """Before the first submission of an account, make sure that the job is not there already.
@@ -133,7 +139,7 @@ class FirecrestBackend(Backend):
             if cluster in self._looked:
                 return
         try:
-            listed = _read_jobs(_asked(cluster.jobs))
+            listed = read_jobs(asked(cluster.jobs))
             here = [id for id, one in listed.items() if not one.state.final and is_in(one, submission.folder)]
             with self._lock:
                 self._whose.update(dict.fromkeys(here, cluster))
@@ -150,7 +156,7 @@ class FirecrestBackend(Backend):
         clusters = [cluster] if cluster is not None else self._accounts.usable()
         for one in clusters:
             if folder is not None:
-                known = _read_jobs(_asked(lambda one=one: one.job(id))).get(id)  # type: ignore[misc]
+                known = read_jobs(asked(lambda one=one: one.job(id))).get(id)  # type: ignore[misc]
                 if known is None or known.state.final or not is_in(known, folder):
                     continue
             try:
@@ -171,7 +177,7 @@ class FirecrestBackend(Backend):
         clusters = self._accounts.usable()
         for cluster in clusters:
             try:
-                jobs = _read_jobs(_asked(cluster.jobs))
+                jobs = read_jobs(asked(cluster.jobs))
             except SchedulerDown as exc:
                 problems.append(exc)
                 continue
@@ -190,7 +196,7 @@ class FirecrestBackend(Backend):
     def accounting(self, folders: Mapping[str, str]) -> Mapping[str, Observation]:
         with self._lock:
             listed = self._listed
-        if listed is None or self._clock() - listed[0] > _FRESH:
+        if listed is None or self._clock() - listed[0] > FRESH:
             self.queue()
             with self._lock:
                 listed = self._listed
@@ -225,7 +231,7 @@ class FirecrestBackend(Backend):
 
         :raises CallFailed: that is not known now.
         """
-        found = _read_jobs(cluster.job(id)).get(id)
+        found = read_jobs(cluster.job(id)).get(id)
         if found is not None and is_in(found, folder):
             return found
         for guard in self._guards(cluster, folder):
@@ -243,7 +249,7 @@ class FirecrestBackend(Backend):
         cluster = self._account(folder)
         if cluster is None:
             raise SchedulerDown(f"the folder {folder} is nobody's now: its jobs cannot be asked for")
-        listed = _read_jobs(_asked(cluster.jobs))
+        listed = read_jobs(asked(cluster.jobs))
         if any(not one.folder and not _before(one, earliest) for one in listed.values()):
             raise SchedulerDown("Slurm's accounting has a record that is not whole yet")
         found = {id: one for id, one in listed.items() if is_in(one, folder) and not _before(one, earliest)}
@@ -252,10 +258,17 @@ class FirecrestBackend(Backend):
         except CallFailed as exc:
             raise SchedulerDown(f"the folder {folder} cannot be looked at: {exc.message}") from exc
         for id in sorted(guards.keys() - found.keys()):
-            recorded = _read_jobs(_asked(lambda id=id: cluster.job(id))).get(id)  # type: ignore[misc]
+            recorded = self._recorded(cluster, id, folder)
             is_ours = recorded is not None and is_in(recorded, folder)
             found[id] = recorded if recorded is not None and is_ours else observe_guard(guards[id], folder)
         return list(found.values())
+
+    def _recorded(self, cluster: Cluster, id: str, folder: str) -> Observation | None:
+        """What is on record about the job that has left a guard in a folder.
+
+        :raises SchedulerDown: that is not known now.
+        """
+        return read_jobs(asked(lambda: cluster.job(id))).get(id)
 
     def traces(self, ids: Collection[str]) -> Mapping[str, Trace]:
         """Read the scripts of living jobs, one call for each."""
@@ -263,7 +276,7 @@ class FirecrestBackend(Backend):
         for id in ids:
             cluster = self._whose.get(id)
             for one in [cluster] if cluster is not None else self._accounts.usable():
-                script = _asked(lambda one=one, id=id: one.script(id))  # type: ignore[misc]
+                script = asked(lambda one=one, id=id: one.script(id))  # type: ignore[misc]
                 trace = None if script is None else read_trace(str(script).encode())
                 if trace is not None:
                     found[id] = trace
@@ -301,17 +314,23 @@ class FirecrestBackend(Backend):
 
     def _guards(self, cluster: Cluster, folder: str) -> list[Guard]:
         """Read all guards in a folder."""
+        return self._read_guards(cluster, folder, self._lines(cluster, folder) or [])
+
+    def _lines(self, cluster: Cluster, folder: str) -> list[Json] | None:
+        """What lies in a folder; ``None`` if there is no such folder."""
         try:
-            names = [str(line["name"]) for line in cluster.listing(f"{folder}/") if line["type"] == "-"]
+            return cluster.listing(f"{folder}/")
         except UnusableName:
             return []
         except CallFailed as exc:
             if exc.own and "No such file or directory" in exc.message:
-                return []
+                return None
             raise
+
+    def _read_guards(self, cluster: Cluster, folder: str, lines: list[Json]) -> list[Guard]:
         guards = []
-        for name in names:
-            if name.startswith(GUARD_PREFIX):
+        for name in (str(line["name"]) for line in lines if line["type"] == "-"):
+            if name.startswith(GUARD_PREFIX) and not name.startswith(WRAPPER_PREFIX):
                 path = posixpath.join(folder, name)
                 text = cluster.fetch(path).decode("ascii", "replace")
                 changed = datetime.fromtimestamp(int(cluster.stat(path)["mtime"]), timezone.utc)
@@ -321,7 +340,7 @@ class FirecrestBackend(Backend):
         return guards
 
 
-def _asked(question: Callable[[], Any]) -> Any:
+def asked(question: Callable[[], Any]) -> Any:
     """The answer to a question about jobs.
 
     :raises SchedulerDown: there is none.
@@ -333,7 +352,7 @@ def _asked(question: Callable[[], Any]) -> Any:
         raise SchedulerDown(f"FirecREST does not answer about jobs: {exc.message}{hint}") from exc
 
 
-def _wrapper(submission: Submission) -> str:
+def _wrapper(submission: Submission, breaking: str) -> str:
     """The script that is submitted.
 
     FirecREST hands sbatch no name, no comment and no open mode: they stand in the script, before its own directives, of which
@@ -347,7 +366,7 @@ def _wrapper(submission: Submission) -> str:
         if option in directives.options:
             raise Refused(f"#SBATCH --{option} is not possible through this gateway: {reason}")
     for option, value in directives.options.items():
-        _check_word(f"#SBATCH --{option}", value)
+        _check_word(f"#SBATCH --{option}", value, breaking if option == "job-name" else "|")
     _check_word("the path of the job's folder", submission.folder)
     try:
         usable(submission.folder)
@@ -356,7 +375,7 @@ def _wrapper(submission: Submission) -> str:
     added = []
     if "job-name" not in directives.options:
         name = posixpath.basename(submission.script)
-        added.append(b"#SBATCH --job-name=" + _quoted("job.sh" if _is_awkward(name) else name))
+        added.append(b"#SBATCH --job-name=" + _quoted("job.sh" if _is_awkward(name, breaking) else name))
     if "comment" not in directives.options and submission.comment:
         added.append(b"#SBATCH --comment=" + _quoted(submission.comment))
     if "open-mode" not in directives.options:
@@ -375,19 +394,25 @@ def _wrapper(submission: Submission) -> str:
         raise Refused("a job script that goes through FirecREST needs its directives and comments in UTF-8") from None
 
 
-def _is_awkward(text: str) -> bool:
-    return "|" in text or not text.isprintable()
+def _is_awkward(text: str, breaking: str = "|") -> bool:
+    return any(letter in text for letter in breaking) or not text.isprintable()
 
 
-def _check_word(what: str, value: str) -> None:
-    """Refuse what would break FirecREST's list of jobs, of everybody, for a day: it cuts lines at every ``|``.
+def _check_word(what: str, value: str, breaking: str = "|") -> None:
+    """Refuse what would break FirecREST's list of jobs, of everybody, for a day: it cuts lines there.
 
     :raises Refused: for such a word.
     """
-    if _is_awkward(value):
+    if _is_awkward(value, breaking):
         raise Refused(
-            f"{what} has a | or a character that is not printable, with which FirecREST cannot list jobs any more"
+            f"{what} has a {' or '.join(breaking)} or a character that is not printable, with which FirecREST cannot "
+            "list jobs any more"
         )
+
+
+def wrapper_name(submission: Submission) -> str:
+    """The name of the wrapper's file beside the job's guard, where FirecREST submits from files only."""
+    return f"{WRAPPER_PREFIX}{submission.jobid}-{submission.attempt}"
 
 
 def _quoted(text: str) -> bytes:
@@ -418,7 +443,7 @@ def _submission_failed(failure: CallFailed) -> Exception:
     return Deferred(message)
 
 
-def _read_jobs(records: Iterable[Json]) -> dict[str, Observation]:
+def read_jobs(records: Iterable[Json]) -> dict[str, Observation]:
     """Read FirecREST's records, by job id: tasks of an array and components of a job count as one.
 
     :raises SchedulerDown: if one cannot be read.

@@ -35,11 +35,14 @@ class Packer:
         self.size = 0
         """Bytes of content, and what each entry takes beside it."""
 
-    def add(self, entry: Entry, chunks: Iterable[bytes] = ()) -> None:
-        """Add an entry; a file's content must be as long as it says."""
+    def add(self, entry: Entry, chunks: Iterable[bytes] = (), *, mtime: int | None = None) -> None:
+        """Add an entry; a file's content must be as long as it says.
+
+        :param mtime: when it was changed last, in seconds since the epoch; default: now.
+        """
         member = tarfile.TarInfo(f"./{entry.path}" if entry.path else ".")
         member.mode = entry.mode & 0o7777
-        member.mtime = int(time.time())
+        member.mtime = int(time.time()) if mtime is None else mtime
         self.count += 1
         self.size += 1536 + entry.size
         if entry.type == "directory":

@@ -155,6 +155,9 @@ class Cluster:
     :param timeout: seconds without a byte after which a call is given up.
     """
 
+    compares = False
+    """Whether what was written has been compared with what was sent when the call comes back."""
+
     def __init__(
         self,
         url: str,
@@ -175,11 +178,22 @@ class Cluster:
         self._quiet_until = 0.0
         self._lock = threading.Lock()
         self._about: Json | None = None
-        self._calls = _Calls(url, tokens)
-        self._calls.timeout = httpx.Timeout(timeout, connect=min(timeout, _CONNECT))
-        self._calls.num_retries_rate_limit = 0
-        self._calls.disable_client_logging = True
-        self._calls.MAX_DIRECT_UPLOAD_SIZE = 0  # What is small enough is decided here.
+        self._calls: Any = self._make_calls(timeout)
+
+    def _make_calls(self, timeout: float) -> Any:
+        calls = _Calls(self.url, self._tokens)
+        calls.timeout = httpx.Timeout(timeout, connect=min(timeout, _CONNECT))
+        calls.num_retries_rate_limit = 0
+        calls.disable_client_logging = True
+        calls.MAX_DIRECT_UPLOAD_SIZE = 0  # What is small enough is decided here.
+        return calls
+
+    def usable(self, path: str) -> str:
+        """Return a path that this FirecREST takes for what it is.
+
+        :raises UnusableName: for any other.
+        """
+        return usable(path)
 
     def close(self) -> None:
         """Close its connections."""
@@ -233,8 +247,11 @@ class Cluster:
 
     # Jobs
 
-    def submit(self, folder: str, script: str) -> str:
-        """Submit a script; its id. May not be repeated."""
+    def submit(self, folder: str, script: str, name: str) -> str:
+        """Submit a script; its id. May not be repeated.
+
+        :param name: under which it is kept in the folder, where it has to be in a file.
+        """
         answer = self._do(self._calls.submit, self.system, usable(folder), script_str=script)
         if not isinstance(answer.get("jobId"), str | int):
             raise CallFailed("FirecREST took a job but gave no id for it", carried_out=True, own=True)
@@ -317,7 +334,7 @@ class Cluster:
 
     def fetch(self, path: str) -> bytes:
         """The content of a file of at most :attr:`largest_down` bytes, links followed."""
-        return self._ask(self._calls.fetch, self.system, usable(path))
+        return bytes(self._ask(self._calls.fetch, self.system, usable(path)))
 
     def store(self, path: str, content: bytes) -> None:
         """Write a file of at most :attr:`largest_up` bytes in place, links followed."""
@@ -506,7 +523,7 @@ def _meaning(answer: Any) -> CallFailed:
         own = False
         message = f"something on the way to FirecREST answered {status}"
     if status == 429:
-        return CallFailed("FirecREST has asked for fewer calls", status=429, retry_after=_retry_after(answer), own=own)
+        return CallFailed("FirecREST has asked for fewer calls", status=429, retry_after=retry_after(answer), own=own)
     if status == 401:
         return TokenRefused(f"FirecREST refuses the token: {message}", status=401, own=own)
     # 424: the SSH connection; it may have been lost when the command was under way.
@@ -514,7 +531,8 @@ def _meaning(answer: Any) -> CallFailed:
     return CallFailed(message, status=status, carried_out=carried_out, own=own)
 
 
-def _retry_after(answer: Any) -> float:
+def retry_after(answer: Any) -> float:
+    """Seconds to wait that an answer names, or that are taken where it names none."""
     text = answer.headers.get("Retry-After") or answer.headers.get("RateLimit-Reset") or ""
     try:
         return min(max(float(text), 0.1), 600.0)

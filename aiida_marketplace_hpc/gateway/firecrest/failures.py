@@ -10,6 +10,7 @@ from aiida_marketplace_hpc.errors import (
     FileError,
     GatewayError,
     InvalidRequest,
+    NotSupported,
     TooLarge,
     Unauthorized,
     Unavailable,
@@ -57,6 +58,8 @@ def error_of(failure: CallFailed, path: str, *, repeatable: bool = True) -> Gate
                 return FileError(f"{words}: {path}", errno=errno, path=path)
     if failure.status == 429:
         return Busy(failure.message, retry_after=failure.retry_after or 1.0)
+    if failure.status == 501 and failure.own:
+        return NotSupported(f"{path}: {failure.message}")
     if failure.status == 413:
         return TooLarge(f"{path}: {failure.message}")
     again = repeatable or not failure.carried_out

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 
 from aiida_marketplace_hpc.errors import FileError, Forbidden, InvalidRequest
-from aiida_marketplace_hpc.gateway.firecrest.client import Cluster, UnusableName, usable
+from aiida_marketplace_hpc.gateway.firecrest.client import Cluster, UnusableName
 from aiida_marketplace_hpc.gateway.firecrest.failures import explained
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Root
 
@@ -70,7 +70,7 @@ class RemoteRoots:
         if any(len(part.encode("utf-8", "surrogateescape")) > _MAX_NAME for part in clean.split("/")):
             raise FileError(f"a name in {path} is longer than 255 bytes", errno="ENAMETOOLONG", path=path)
         try:
-            usable(clean)
+            self._cluster.usable(clean)
         except UnusableName as exc:
             raise InvalidRequest(str(exc)) from exc
         above = [root for root in self._roots if clean == root.path or clean.startswith(f"{root.path.rstrip('/')}/")]

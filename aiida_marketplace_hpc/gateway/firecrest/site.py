@@ -8,9 +8,11 @@ from pathlib import Path
 from aiida_marketplace_hpc.gateway.config import GIB, Settings
 from aiida_marketplace_hpc.gateway.firecrest.accounts import Accounts, EachUsers, OneAccount
 from aiida_marketplace_hpc.gateway.firecrest.client import Cluster
+from aiida_marketplace_hpc.gateway.firecrest.client_v1 import ClusterV1
 from aiida_marketplace_hpc.gateway.firecrest.files import RemoteFiles
+from aiida_marketplace_hpc.gateway.firecrest.one_by_one import TransfersOneByOne
 from aiida_marketplace_hpc.gateway.firecrest.roots import RemoteRoots
-from aiida_marketplace_hpc.gateway.firecrest.tokens import ServiceTokens, Tokens
+from aiida_marketplace_hpc.gateway.firecrest.tokens import ConstantToken, ServiceTokens, Tokens
 from aiida_marketplace_hpc.gateway.firecrest.transfers import OnTheWay, RemoteTransfers, sweep_spool
 from aiida_marketplace_hpc.gateway.protection import LiveJobs
 from aiida_marketplace_hpc.gateway.roots import Root
@@ -41,9 +43,7 @@ class FirecrestSite:
         if settings.account_mode == "delegated":
             self.accounts = EachUsers(self._connect, settings.roots_of(machine))
         else:
-            secret = settings.firecrest_client_secret.get_secret_value()
-            tokens = ServiceTokens(settings.firecrest_client_id, secret, settings.firecrest_token_url)
-            self.accounts = OneAccount(self._connect(tokens))
+            self.accounts = OneAccount(self._connect(_own_tokens(settings)))
 
     def files_of(self, user: User, roots: Sequence[Root], protection: Callable[[RemoteRoots], LiveJobs]) -> RemoteFiles:
         """What a user can do with files."""
@@ -54,7 +54,8 @@ class FirecrestSite:
     def transfers_of(self, files: AnyFiles) -> RemoteTransfers:
         """What a user can send and fetch, over their files."""
         assert isinstance(files, RemoteFiles)  # noqa: S101 - this site has made them.
-        return RemoteTransfers(files, self._keep, self._moving, self._settings.archive_size * GIB)
+        kind = TransfersOneByOne if self._settings.firecrest_version == 1 else RemoteTransfers
+        return kind(files, self._keep, self._moving, self._settings.archive_size * GIB)
 
     def sweep(self) -> None:
         """Remove from the gateway's disk what was on its way too long ago."""
@@ -64,9 +65,17 @@ class FirecrestSite:
                 sweep_spool(folder, _LEFT_BEHIND)
 
     def _connect(self, tokens: Tokens) -> Cluster:
-        return Cluster(self._settings.firecrest_url, self._system, tokens)
+        kind = ClusterV1 if self._settings.firecrest_version == 1 else Cluster
+        return kind(self._settings.firecrest_url, self._system, tokens)
 
     def _spool_of(self, user: User) -> Path:
         folder = self._spool / user.id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
+
+
+def _own_tokens(settings: Settings) -> Tokens:
+    if constant := settings.firecrest_token.get_secret_value():
+        return ConstantToken(constant)
+    secret = settings.firecrest_client_secret.get_secret_value()
+    return ServiceTokens(settings.firecrest_client_id, secret, settings.firecrest_token_url)

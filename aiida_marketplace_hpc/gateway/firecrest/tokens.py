@@ -1,4 +1,4 @@
-"""The tokens that FirecREST is called with: the gateway's own, or those that users send along.
+"""The tokens that FirecREST is called with: the gateway's own, one that never changes, or those that users send along.
 
 FirecREST refuses a token that has less than half a minute to live (``min_token_ttl``, 30 s by default), although it is still
 valid: a token is given up before that.
@@ -66,6 +66,19 @@ class ServiceTokens:
         source.timeout = _TIMEOUT
         source.disable_client_logging = True
         return source
+
+
+class ConstantToken:
+    """One that was given to the gateway's operator, and is used until FirecREST refuses it."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def get_access_token(self) -> str:
+        return self._token
+
+    def refused(self) -> bool:
+        return False
 
 
 class PassedOn:

@@ -272,10 +272,9 @@ def _compress(call: Call, fields: Fields) -> Any:
         return archives.compress(
             files, sources, target, root_dir, format=format, overwrite=overwrite, dereference=dereference
         )
+    packing = _packing(call, files)
     members = archives.members_to_pack(files, sources, target, root_dir, format=format, overwrite=overwrite)
-    return _packing(call, files).compress(
-        members, target, root_dir, format=format, overwrite=overwrite, dereference=dereference
-    )
+    return packing.compress(members, target, root_dir, format=format, overwrite=overwrite, dereference=dereference)
 
 
 def _extract(call: Call, fields: Fields) -> Any:
