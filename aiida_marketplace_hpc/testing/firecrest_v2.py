@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -30,6 +30,7 @@ import jwt
 from aiida_marketplace_hpc.testing.firecrest_jobs import CommandFailed, Jobs
 from aiida_marketplace_hpc.testing.machine import Machine
 from aiida_marketplace_hpc.testing.oidc import SERVICE, SERVICE_SECRET, OidcProvider
+from aiida_marketplace_hpc.testing.web import WebServer
 
 Json = dict[str, Any]
 MIN_TOKEN_TTL = 30
@@ -119,21 +120,17 @@ class FirecrestDouble:
         self._staged: dict[str, bytes] = {}
         self._uploads: dict[str, _Upload] = {}
         self._moves: dict[str, Json] = {}
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.double = self
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._server = _Server(self)
+        self.url = self._server.url
 
     def __enter__(self) -> FirecrestDouble:
         for one in self.beside:
             one.__enter__()
-        self._thread.start()
+        self._server.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(timeout=10)
+        self._server.stop()
         self.jobs.close()
         for one in self.beside:
             one.__exit__(*exc_info)
@@ -466,12 +463,10 @@ def _record(id: str, user: str, folder: str) -> Json:
     }
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    double: FirecrestDouble
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no fault."""
+class _Server(WebServer):
+    def __init__(self, double: FirecrestDouble) -> None:
+        self.double = double
+        super().__init__(_Handler)
 
 
 _ROUTES = (

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal, NoReturn
 from urllib.parse import parse_qs, unquote_plus
 
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from aiida_marketplace_hpc.testing.oidc_codes import CODE_GRANT, Answer, Codes
+from aiida_marketplace_hpc.testing.web import WebServer
 
 Json = dict[str, Any]
 
@@ -132,19 +133,16 @@ class OidcProvider:
         self._refresh: dict[str, tuple[_Login, float]] = {}
         self._revoked: set[str] = set()
         self._codes = Codes(self.now)
-        self._server = _Server(("127.0.0.1", 0), _Handler, self)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._server = _Server(self)
+        self.url = self._server.url
         self.issuer = f"{self.url}/realms/{realm}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     def __enter__(self) -> OidcProvider:
-        self._thread.start()
+        self._server.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(timeout=10)
+        self._server.stop()
 
     def now(self) -> float:
         """Its time, in seconds since the epoch."""
@@ -471,16 +469,10 @@ def _header(token: str) -> Json:
     return header
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], provider: OidcProvider) -> None:
+class _Server(WebServer):
+    def __init__(self, provider: OidcProvider) -> None:
         self.provider = provider
-        super().__init__(address, handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is none of our faults: some are killed on purpose."""
+        super().__init__(_Handler)
 
 
 class _Handler(BaseHTTPRequestHandler):

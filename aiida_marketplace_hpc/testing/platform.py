@@ -13,16 +13,16 @@ import io
 import json
 import re
 import tempfile
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import IO, TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from aiida_marketplace_hpc.protocol import CAPABILITIES
 from aiida_marketplace_hpc.testing.machine import RigError
 from aiida_marketplace_hpc.testing.proxy import FaultyProxy
+from aiida_marketplace_hpc.testing.web import WebServer
 
 if TYPE_CHECKING:
     from aiida_marketplace_hpc.testing.oidc import OidcProvider
@@ -147,9 +147,8 @@ class Platform:
         self.messages: Messages | None = _messages(broker, app_id, secret, patience) if broker else None
         """What hands requests to the app by messages."""
         self._server = _Server(self)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self.proxy = FaultyProxy(
-            f"http://127.0.0.1:{self._server.server_address[1]}",
+            self._server.url,
             max_body=max_body,
             refuse_chunked=refuse_chunked,
             known_headers_only=known_headers_only,
@@ -163,15 +162,13 @@ class Platform:
         return self.proxy.url
 
     def __enter__(self) -> Platform:
-        self._thread.start()
+        self._server.start()
         self.proxy.__enter__()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.proxy.close()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(timeout=10)
+        self._server.stop()
         if self.messages is not None:
             self.messages.close()
 
@@ -231,16 +228,10 @@ def _messages(broker: str, app_id: str, secret: str, patience: float) -> Message
     return BrokerForwarder(broker, queue_name(app_id, secret), patience)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
+class _Server(WebServer):
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is none of our faults: some are killed on purpose."""
+        super().__init__(_Handler)
 
 
 class _Handler(BaseHTTPRequestHandler):

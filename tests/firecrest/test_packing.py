@@ -17,7 +17,7 @@ from aiida_marketplace_hpc.testing.machine import wait_until
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
 from tests.firecrest.conftest import Remote
-from tests.plugin.test_archives import CASES, FORMATS, HOSTILE, damaged, entry, outcome, tree, write
+from tests.plugin.test_archives import CASES, HOSTILE, damaged, entry, outcome, tree, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes/text content")
 
@@ -60,20 +60,11 @@ MORE = (
     "a folder as tar",
     "a folder as tar.gz",
     "a folder as tar.bz2",
-    "a link to a file",
-    "a link to a file, dereferenced",
     "a folder, dereferenced",
-    "a dangling link",
     "a pattern in a list",
-    "a source twice",
     "long names",
-    "the target is replaced",
     "the target's folder is a file",
-    "the target lies in the source",
-    "1 components less",
     "3 components less",
-    "extract a folder",
-    "extract what is no archive",
     "extract over what is there, and is full",
 )
 """Others whose outcome is up to the job; what the gateway refuses before, it refuses as on a disk of its own."""
@@ -95,7 +86,7 @@ def test_a_job_does_what_the_local_transport_does(
     assert left(remote) == []
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ["tar", "tar.bz2"])
 def test_of_a_damaged_archive_nothing_is_unpacked(format: str, transport: MarketplaceHpcTransport, home: Path) -> None:
     (home / "d").mkdir()
     for number in range(20):

@@ -145,6 +145,7 @@ def test_archives_are_stashed_and_brought_back(
         "    metadata = {'computer': computer, 'options': options}\n"
         "    return submit(CalculationFactory(name), source_node=source, metadata=metadata)\n"
         f"job = finished(start(own, {KEEP!r}, metadata={{'options': {{'stash': stash['tar.gz']}}}}))\n"
+        "while not job.is_sealed:  # It is, a moment after its end.\n    time.sleep(0.05)\n"
         "keeping = [later('core.stash', {'stash': options}, job.outputs.remote_folder) for options in stash.values()]\n"
         "finished(*keeping)\n"
         "kept = [node.outputs.remote_stash for node in keeping]\n"

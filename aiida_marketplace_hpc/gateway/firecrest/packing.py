@@ -21,7 +21,7 @@ from typing import Any
 
 from aiida_marketplace_hpc.errors import FileError, GatewayError, TooLarge, Unavailable
 from aiida_marketplace_hpc.gateway.backends.wrapper import GUARD_PREFIX
-from aiida_marketplace_hpc.gateway.firecrest.client import CallFailed, JobFailed, TokenRefused
+from aiida_marketplace_hpc.gateway.firecrest.client import CallFailed, JobFailed
 from aiida_marketplace_hpc.gateway.firecrest.failures import error_of, explained
 from aiida_marketplace_hpc.gateway.firecrest.files import RemoteFiles
 from aiida_marketplace_hpc.gateway.roots import PRIVATE
@@ -171,8 +171,6 @@ class Packing:
         files = self._files
         try:
             return files.cluster.submit(folder, script, "script")
-        except TokenRefused:
-            raise
         except CallFailed as exc:
             if not exc.carried_out:
                 raise
