@@ -31,6 +31,8 @@ PATIENCE = 8.0
 a command of Slurm's 5."""
 OVERDUE = 60.0
 """Seconds after which an answer is not expected any more. With many accounts a round may take its time."""
+_AT_THE_END = 2.0
+"""Seconds that an answer is waited for when the gateway stops."""
 SILENCE = 10.0
 """Seconds for which a silent machine is not tried by whoever else needs it."""
 
@@ -144,6 +146,8 @@ class OneOfSeveral(Backend):
         self._backend.start()
 
     def stop(self) -> None:
+        if (asking := self._asking) is not None:
+            wait([asking], _AT_THE_END)  # A call whose connection is closed under it leaves that open.
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._backend.stop()
 
