@@ -507,7 +507,9 @@ class ClusterV1(Cluster):
                 return False
         if code == "0":
             return True
-        said = self.fetch(f"{folder}/errors").decode("utf-8", "replace").strip()[-500:]
+        said = ""
+        with suppress(CallFailed):  # A job that was ended before it began has written nothing.
+            said = self.fetch(f"{folder}/errors").decode("utf-8", "replace").strip()[-500:]
         raise JobFailed(f"the job {id} ended as {state}: {said}", status=500, own=True)
 
     def forget(self, job: Json) -> None:
