@@ -15,12 +15,12 @@ from aiida_marketplace_hpc.testing.gateway import GatewayProcess
 from aiida_marketplace_hpc.testing.machine import Machine
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 
+pytestmark = pytest.mark.services
+
 ADD = "node = finish(ArithmeticAdd, x=orm.Int(3), y=orm.Int(4), code=code)\n"
 
 
-@pytest.fixture(
-    scope="module", params=["processes", pytest.param("slurm", marks=[pytest.mark.slurm, pytest.mark.services])]
-)
+@pytest.fixture(scope="module", params=["processes", pytest.param("slurm", marks=pytest.mark.slurm)])
 def double(request: pytest.FixtureRequest) -> Iterator[FirecrestV1]:
     slurm: SlurmCluster | None = request.getfixturevalue("slurm_cluster") if request.param == "slurm" else None
     with FirecrestV1(slurm, tokens=("constant",)) as double:
