@@ -54,7 +54,13 @@ from aiida_marketplace_hpc.versions import check_client
 logger = logging.getLogger(__name__)
 
 _THREADS = 100
-_WAIT_FOR_SLURM = ("newTransformation", "updateTransformation", "deleteTransformation")
+_WAIT_FOR_SLURM = (
+    "newTransformation",
+    "updateTransformation",
+    "deleteTransformation",
+    "getTransformationState",
+    "listJobs",
+)
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -199,8 +205,9 @@ def _endpoint(
 
 
 def _turn(limits: Limits, capability: Capability, call: Call) -> AbstractAsyncContextManager[None]:
-    """A user's turn, for what does not wait for anybody: neither for the body of a request, nor for Slurm."""
+    """A user's turn, for what does not wait for anybody: neither for the body of a request, nor for Slurm, nor FirecREST."""
     waits = capability.name in _WAIT_FOR_SLURM or (call.body is not None and call.body.arriving)
+    waits = waits or bool(call.gateway.sites)
     return nullcontext() if waits or not capability.authenticated else limits.turn(call.caller.user.id)
 
 

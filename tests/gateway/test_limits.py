@@ -149,7 +149,7 @@ def assert_is_busy(answer: requests.Response) -> None:
 
 def test_a_few_requests_of_a_user_are_worked_on_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_work, go_on = [], threading.Event()
-    original = HANDLERS["listJobs"]
+    original = HANDLERS["getInfo"]
 
     def slow(call: Call) -> Answer:
         if call.caller.user.email == ALICE:
@@ -157,12 +157,12 @@ def test_a_few_requests_of_a_user_are_worked_on_at_a_time(tmp_path: Path, monkey
             assert go_on.wait(20)
         return original(call)
 
-    monkeypatch.setitem(HANDLERS, "listJobs", slow)
+    monkeypatch.setitem(HANDLERS, "getInfo", slow)
     with serving(tmp_path) as served, ThreadPoolExecutor(TURNS + 3) as pool:
-        asked = [pool.submit(ask, served, "GET", "/api/v1/job/") for _ in range(TURNS + 3)]
+        asked = [pool.submit(ask, served, "GET", "/api/v1/info") for _ in range(TURNS + 3)]
         try:
             wait_until(lambda: len(at_work) == TURNS, within=10, failure=lambda: f"{len(at_work)} at work")
-            assert ask(served, "GET", "/api/v1/job/", BOB).status_code == 200
+            assert ask(served, "GET", "/api/v1/info", BOB).status_code == 200
             assert len(at_work) == TURNS
         finally:
             go_on.set()
