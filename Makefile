@@ -12,7 +12,7 @@ help:
 	@echo "make test-services  the tests that need further installed services"
 	@echo "make soak           200 calculations on a real Slurm while gateway and daemon workers are killed (6 to 10 minutes)"
 	@echo "make check          format, lint, types"
-	@echo "make bench          how fast it is beside curl and AiiDA's SSH transport, in docs/benchmarks.md (an hour)"
+	@echo "make bench          how fast it is beside curl and AiiDA's SSH transport, in docs/benchmarks.md (more than an hour)"
 	@echo "make docs           the documentation, in docs/_build/html"
 
 $(BIN)/python:

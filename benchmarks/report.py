@@ -76,6 +76,37 @@ memory was {base:.0f} MiB at the first look, {after:.0f} MiB after 100,000 reque
 the second half it changed by {slope:.1f} MiB an hour.
 
 """
+_RATIOS = """\
+Ratios, measured side by side in one run: both sides do the same work in turns, on one machine and one disk, over ways of
+equal length. A ratio is the time of the other side divided by ours: above 1 we are faster. Figures are medians, with the
+least and the greatest of all rounds behind them; nothing was left out."""
+_ONE_RUN = "All figures are of one run, and nothing was left out."
+_COMPARED = """\
+- *Ours* is the transport `marketplace_hpc` in a process of its own, with a gateway in another one (backend `local`). It
+  verifies a digest and flushes each uploaded file to the disk before that gets its name; none of the others does so by
+  itself.
+- *curl and nginx*: PUT by nginx's dav module, GET with sendfile; then `sha256sum` of the result where it has arrived, or
+  also of the original. The digest is in their time because a transfer that nobody has verified is not the same work; what
+  curl alone takes stands beside it. (Debian's `sha256sum` makes no use of the processor's instructions for it, Python's does.)
+- *core.ssh_async* is aiida-core's transport with its backend asyncssh, in the same process around it as ours, with
+  OpenSSH's sshd. Both transports are open before the clock starts; both use their own `max_io_allowed`, which is 8.
+- *Calculations*: one AiiDA profile (SQLite, ZeroMQ broker), both computers with the same settings: a poll each second, no
+  pause between connections, no login shell. `engine.run` includes the making of connections.
+- *Jobs* run on one real Slurm (Debian's, with accounting), whose login node has both, gateway and sshd; one AiiDA profile, one
+  daemon worker, and equal intervals between polls. The engine's floor is the same number of the same calculations with
+  `core.local` and `core.direct`, which have neither network nor scheduler.
+- *Polls* are asked one after the other over an open connection. Those that Slurm is asked for have to wait for it; the others
+  find what the gateway was told less than two seconds ago. Requests and commands are counted apart from what is timed; what
+  the gateway asks by itself every two seconds is among the commands.
+- *Round trips* are added by a forwarding process in front of each server, the same for all. It delays bytes without
+  limiting what is under way; connections cost a round trip, too. The windows of TCP, which limit single connections on
+  long lines, do not show.
+- Before each measurement old results are removed and the disk is synchronised, outside of what is timed. A comparison gets
+  fewer rounds where one takes very long; the last column says how many there were."""
+_PRESSED = """\
+- *Load* is made by wrk, one thread, over connections that stay open; latencies are seen from there. A heartbeat needs no
+  token; states of jobs are asked for in one request, and answered from what the gateway was told less than two seconds
+  ago; an upload has its digest, is flushed to the disk, and is a new file each time."""
 _CUT = " The run was ended before its end: what is missing below was not measured."
 
 
@@ -107,9 +138,7 @@ def page(results: Results, command: str, before: Sequence[float], after: Sequenc
     return f"""\
 # Benchmarks{_subject(results)}
 
-Ratios, measured side by side in one run: both sides do the same work in turns, on one machine and one disk, over ways of
-equal length. A ratio is the time of the other side divided by ours: above 1 we are faster. Figures are medians, with the
-least and the greatest of all rounds behind them; nothing was left out. This page was written on {today} by
+{_RATIOS if results.rows or results.polls else _ONE_RUN} This page was written on {today} by
 
     {command}
 
@@ -117,30 +146,7 @@ on {_machine()}; load averages before the run: {_load(before)}; after it: {_load
 
 {sections}## How it is measured
 
-- *Ours* is the transport `marketplace_hpc` in a process of its own, with a gateway in another one (backend `local`). It
-  verifies a digest and flushes each uploaded file to the disk before that gets its name; none of the others does so by
-  itself.
-- *curl and nginx*: PUT by nginx's dav module, GET with sendfile; then `sha256sum` of the result where it has arrived, or
-  also of the original. The digest is in their time because a transfer that nobody has verified is not the same work; what
-  curl alone takes stands beside it. (Debian's `sha256sum` makes no use of the processor's instructions for it, Python's does.)
-- *core.ssh_async* is aiida-core's transport with its backend asyncssh, in the same process around it as ours, with
-  OpenSSH's sshd. Both transports are open before the clock starts; both use their own `max_io_allowed`, which is 8.
-- *Calculations*: one AiiDA profile (SQLite, ZeroMQ broker), both computers with the same settings: a poll each second, no
-  pause between connections, no login shell. `engine.run` includes the making of connections.
-- *Jobs* run on one real Slurm (Debian's, with accounting), whose login node has both, gateway and sshd; one AiiDA profile, one
-  daemon worker, and equal intervals between polls. The engine's floor is the same number of the same calculations with
-  `core.local` and `core.direct`, which have neither network nor scheduler.
-- *Polls* are asked one after the other over an open connection. Those that Slurm is asked for have to wait for it; the others
-  find what the gateway was told less than two seconds ago. Requests and commands are counted apart from what is timed; what
-  the gateway asks by itself every two seconds is among the commands.
-- *Load* is made by wrk, one thread, over connections that stay open; latencies are seen from there. A heartbeat needs no
-  token; states of jobs are asked for in one request, and answered from what the gateway was told less than two seconds
-  ago; an upload has its digest, is flushed to the disk, and replaces an older file.
-- *Round trips* are added by a forwarding process in front of each server, the same for all. It delays bytes without
-  limiting what is under way; connections cost a round trip, too. The windows of TCP, which limit single connections on
-  long lines, do not show.
-- Before each measurement old results are removed and the disk is synchronised, outside of what is timed. A comparison gets
-  fewer rounds where one takes very long; the last column says how many there were.
+{_explained(results)}
 
 ## Versions
 
@@ -148,6 +154,12 @@ on {_machine()}; load averages before the run: {_load(before)}; after it: {_load
 |---|---|
 {versions}
 """
+
+
+def _explained(results: Results) -> str:
+    """How what is on the page was measured."""
+    compared = results.rows or results.counts or results.polls
+    return "\n".join([_COMPARED] * bool(compared) + [_PRESSED] * bool(results.loads))
 
 
 def _subject(results: Results) -> str:

@@ -15,6 +15,9 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+Look = tuple[float, list[str]]
+"""When the thread was looked at, and the frames that it was in."""
+
 _BEAT = 0.01
 _LOOK = 0.02
 
@@ -24,7 +27,8 @@ class Stall:
     """A time in which an event loop did nothing else.
 
     :param seconds: how long.
-    :param ours: seconds of it in which code of the package was on the stack.
+    :param ours: seconds of it for which code of the package is known to have been on the stack: from one look to the next, if
+        both saw some.
     :param stack: the innermost frames, ``file:function``, of a moment in the package's code if there was one.
     """
 
@@ -84,21 +88,38 @@ class LoopWatch:
     def _watch(self, watched: int) -> None:
         while not self._ended.wait(_LOOK):
             began = self._beat
-            stacks: list[list[str]] = []
+            looks: list[Look] = []
             while began == self._beat and not self._ended.is_set() and time.monotonic() - began > self._shortest:
                 frame = sys._current_frames().get(watched)
-                stacks.append([f"{entry.filename}:{entry.name}" for entry in traceback.extract_stack(frame)])
+                stack = [f"{entry.filename}:{entry.name}" for entry in traceback.extract_stack(frame)]
+                looks.append((time.monotonic(), stack))
                 time.sleep(_LOOK)
-            if stacks:
-                self._add(time.monotonic() - began, stacks)
+            if looks:
+                self._add(began, looks, time.monotonic())
 
-    def _add(self, seconds: float, stacks: list[list[str]]) -> None:
-        ours = [stack for stack in stacks if any(self._is_ours(line) for line in stack)]
-        # A stall of others may end, or begin, in a call of ours: only the time spent there counts.
-        stall = Stall(seconds, seconds * len(ours) / len(stacks), tuple((ours or stacks)[0][-12:]))
+    def _add(self, began: float, looks: list[Look], ended: float) -> None:
+        ours = [stack for _, stack in looks if self._is_ours(stack)]
+        stall = Stall(ended - began, self._known(began, looks, ended), tuple((ours or [looks[0][1]])[0][-12:]))
         self.stalls.append(stall)
         self._report(stall)
 
-    def _is_ours(self, line: str) -> bool:
+    def _known(self, began: float, looks: list[Look], ended: float) -> float:
+        """How long code of the package was there for certain.
+
+        A stall of others may begin or end in a call of ours, and where the process gets no time, looks are far apart: one of
+        them says nothing about what was there before it and after it.
+        """
+        seen = [self._is_ours(stack) for _, stack in looks]
+        if all(seen):
+            return ended - began
+        moments = [began, *(moment for moment, _ in looks), ended]
+        seen = [seen[0] and seen[1], *seen, seen[-1] and seen[-2]]
+        return sum(
+            later - earlier
+            for earlier, later, before, after in zip(moments, moments[1:], seen, seen[1:], strict=False)
+            if before and after
+        )
+
+    def _is_ours(self, stack: list[str]) -> bool:
         # The beat of this watch is on the loop, too, and may be what it stands at when the whole process gets no time.
-        return self._folder in line and not line.startswith(f"{__file__}:")
+        return any(self._folder in line and not line.startswith(f"{__file__}:") for line in stack)

@@ -47,8 +47,27 @@ def test_a_loop_that_turns_has_no_stalls() -> None:
     assert asyncio.run(main()).stalls == []
 
 
-def test_its_own_beat_is_not_counted() -> None:
+OURS, THEIRS = [f"{machine.__file__}:wait_until"], ["orm/attributes.py:get"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "known"),
+    [
+        ([OURS], 7.0),
+        ([["base_events.py:_run_once", f"{stalls.__file__}:_tick"]], 0.0),
+        ([OURS, OURS, OURS], 9.0),
+        ([THEIRS, OURS, THEIRS], 0.0),
+        ([OURS, THEIRS, THEIRS], 0.0),
+        ([THEIRS, OURS, OURS, THEIRS], 1.0),
+        ([OURS, OURS, OURS, THEIRS], 5.0 + 2.0),
+        ([THEIRS, OURS, OURS], 1.0 + 2.0),
+    ],
+)
+def test_of_a_stall_that_time_is_ours_in_which_every_look_sees_ours(seen: list[list[str]], known: float) -> None:
+    """Looked at after 5 seconds, then each second; it ends 2 seconds after the last look."""
     watch = LoopWatch()
-    watch._add(0.2, [["base_events.py:_run_once", f"{stalls.__file__}:_tick"]])
-    watch._add(0.2, [["base_events.py:_run_once", f"{stalls.__file__}:_tick"], [f"{machine.__file__}:wait_until"]])
-    assert [stall.ours for stall in watch.stalls] == [0.0, 0.1]
+    looks = [(105.0 + number, stack) for number, stack in enumerate(seen)]
+    watch._add(100.0, looks, looks[-1][0] + 2.0)
+    (stall,) = watch.stalls
+    assert stall.ours == pytest.approx(known)
+    assert stall.seconds == pytest.approx(looks[-1][0] + 2.0 - 100.0)
