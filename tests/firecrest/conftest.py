@@ -117,12 +117,11 @@ def site(double: FirecrestDouble, cluster: Cluster, folder: str) -> Site:
 
 
 @dataclass
-class Remote:
-    """A gateway on FirecREST, and a client of it."""
+class Reached:
+    """A gateway on a FirecREST of any version, and a client of it."""
 
     served: ServedGateway
     client: HpcGateway
-    double: FirecrestDouble
 
     @property
     def gateway(self) -> Gateway:
@@ -149,6 +148,13 @@ class Remote:
         """Wait for the end of a job."""
         wait_until(lambda: self.job(jobid)["final"], within=40, failure=lambda: f"no end: {self.job(jobid)}")
         return self.job(jobid)
+
+
+@dataclass
+class Remote(Reached):
+    """The same on FirecREST v2."""
+
+    double: FirecrestDouble
 
 
 def remote_settings(double: FirecrestDouble, tmp_path: Path) -> dict[str, Any]:

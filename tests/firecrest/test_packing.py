@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import requests
-from aiida.transports.plugins.local import LocalTransport
 
 from aiida_marketplace_hpc.errors import FileError, TooLarge, Unavailable
 from aiida_marketplace_hpc.testing.machine import wait_until
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
 from tests.firecrest.conftest import Remote
-from tests.plugin.test_archives import CASES, HOSTILE, damaged, entry, outcome, tree, write
+from tests.plugin.test_archives import HOSTILE, assert_does_the_same, damaged, entry, tree, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes/text content")
 
@@ -74,15 +73,7 @@ MORE = (
 def test_a_job_does_what_the_local_transport_does(
     name: str, remote: Remote, transport: MarketplaceHpcTransport, home: Path, tmp_path: Path
 ) -> None:
-    with LocalTransport(machine="localhost") as reference:
-        expected = outcome(CASES[name], reference, tmp_path / "reference")
-    found = outcome(CASES[name], transport, home / "ours")
-    assert (found[0] is None) == (expected[0] is None), (found[0], expected[0])
-    if expected[0] is not None:
-        kind = next(cls for cls in (NotImplementedError, ValueError, OSError) if isinstance(expected[0], cls))
-        assert isinstance(found[0], kind), (found[0], expected[0])
-    assert found[1] == expected[1]
-    assert found[2] == expected[2]
+    assert_does_the_same(name, transport, home, tmp_path)
     assert left(remote) == []
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiida.transports.plugins.local import LocalTransport
 
 from aiida_marketplace_hpc.client import transfer
 from aiida_marketplace_hpc.client.gateway import HpcGateway
@@ -34,7 +33,8 @@ from aiida_marketplace_hpc.testing.firecrest_v1 import CLIENT, SECRET, Firecrest
 from aiida_marketplace_hpc.testing.machine import wait_until
 from aiida_marketplace_hpc.testing.served import ALICE, TOKENS, ServedGateway
 from aiida_marketplace_hpc.transport import MarketplaceHpcTransport
-from tests.plugin.test_archives import CASES, outcome
+from tests.firecrest.conftest import Reached
+from tests.plugin.test_archives import assert_does_the_same
 
 SUBMIT = "POST /compute/jobs/path"
 
@@ -56,41 +56,14 @@ def double(shared: FirecrestV1) -> Iterator[FirecrestV1]:
 
 
 @dataclass
-class Remote:
+class Remote(Reached):
     """A gateway on FirecREST v1, and a client of it."""
 
-    served: ServedGateway
-    client: HpcGateway
     double: FirecrestV1
-
-    @property
-    def gateway(self) -> Gateway:
-        return self.served.gateway
-
-    @property
-    def home(self) -> str:
-        return str(self.client.info()["home"])
-
-    def script(self, name: str, body: str) -> str:
-        """A folder of Alice's with the script ``run.sh`` in it."""
-        folder = f"{self.home}/{name}"
-        Path(folder).mkdir(parents=True)
-        Path(folder, "run.sh").write_text(f"#!/bin/sh\n{body}\n")
-        return folder
-
-    def job(self, jobid: str) -> dict[str, Any]:
-        """How a job is."""
-        job: dict[str, Any] = self.client.job_states([jobid])["jobs"][jobid]
-        return job
 
     def runs(self, jobid: str) -> None:
         """Wait until a job runs."""
         wait_until(lambda: self.job(jobid)["state"] == "RUNNING", within=30, failure=lambda: f"{self.job(jobid)}")
-
-    def end_of(self, jobid: str) -> dict[str, Any]:
-        """Wait for the end of a job."""
-        wait_until(lambda: self.job(jobid)["final"], within=40, failure=lambda: f"no end: {self.job(jobid)}")
-        return self.job(jobid)
 
 
 @pytest.fixture
@@ -446,12 +419,8 @@ def test_operations_on_files(remote: Remote, tmp_path: Path) -> None:
 def test_an_archive_is_made_and_unpacked_by_a_job(name: str, remote: Remote, tmp_path: Path) -> None:
     home = Path(remote.home)
     home.mkdir(parents=True, exist_ok=True)
-    with LocalTransport(machine="localhost") as reference:
-        expected = outcome(CASES[name], reference, tmp_path / "reference")
     with MarketplaceHpcTransport(machine="firecrest", url=remote.served.url) as transport:
-        found = outcome(CASES[name], transport, home / "ours")
-    assert isinstance(found[0], OSError) == isinstance(expected[0], OSError), found[0]
-    assert found[1:] == expected[1:]
+        assert_does_the_same(name, transport, home, tmp_path)
     assert list(Path(home, ".marketplace-hpc", "staging").iterdir()) == []
 
 

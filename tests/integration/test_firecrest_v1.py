@@ -72,7 +72,6 @@ def test_a_calculation_through_the_daemon(installation: Installation, label: str
     assert 0 < sum(changes.values()) < 30, changes
 
 
-@pytest.mark.services
 @pytest.mark.parametrize("site", ["local"], indirect=True, scope="session")
 def test_the_computer_passes_every_test(installation: Installation, label: str) -> None:
     assert "all 6 tests succeeded" in installation.verdi("computer", "test", label)

@@ -221,10 +221,8 @@ def outcome(case: Case, transport: Transport, folder: Path) -> tuple[Any, dict[s
     return problem, tree(folder), made
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_ours_does_what_the_local_transport_does(
-    name: str, transport: MarketplaceHpcTransport, home: Path, tmp_path: Path
-) -> None:
+def assert_does_the_same(name: str, transport: MarketplaceHpcTransport, home: Path, tmp_path: Path) -> None:
+    """Compare a case with what aiida-core's local transport does."""
     with LocalTransport(machine="localhost") as reference:
         expected = outcome(CASES[name], reference, tmp_path / "reference")
     found = outcome(CASES[name], transport, home / "ours")
@@ -234,6 +232,13 @@ def test_ours_does_what_the_local_transport_does(
         assert isinstance(found[0], kind), (found[0], expected[0])
     assert found[1] == expected[1]
     assert found[2] == expected[2]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ours_does_what_the_local_transport_does(
+    name: str, transport: MarketplaceHpcTransport, home: Path, tmp_path: Path
+) -> None:
+    assert_does_the_same(name, transport, home, tmp_path)
 
 
 # What must not come out of an archive
