@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 from aiida_marketplace_hpc.testing.aiida_profile import AiidaProfile
 from aiida_marketplace_hpc.testing.aiida_session import AiidaSession
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
+from aiida_marketplace_hpc.testing.machine import Machine
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 from aiida_marketplace_hpc.testing.slurm_faults import SlurmFaults
 
@@ -161,3 +165,36 @@ def facts(node):
         "workdir": node.base.attributes.get("remote_workdir", None),
     }
 """
+
+
+@contextmanager
+def before_firecrest(
+    site: Site, home: str, options: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[GatewayProcess]:
+    """A gateway to a FirecREST, on a machine of its own; its user has the token that the daemon has."""
+    with Machine(getpass.getuser()) as machine:  # It has what the tests have; the cluster may not.
+        gateway = GatewayProcess(
+            machine,
+            backend="firecrest",
+            users=(),
+            home=f"{home}/{{username}}",
+            roots={"system": f"{SYSTEM}:ro"},
+            options=[*options, "--poll-interval", "0.5"],
+            env=environment,
+        )
+        gateway.tokens["alice"] = site.gateway.token
+        with gateway:
+            yield gateway
+
+
+def add_behind_firecrest(installation: Installation, label: str) -> dict[str, Any]:
+    """Run a calculation on a computer behind FirecREST, and return what is known about it."""
+    add = "node = finish(ArithmeticAdd, x=orm.Int(3), y=orm.Int(4), code=code)\n"
+    load = f"code = orm.load_code('bash@{label}')\n"
+    total, facts = installation.run(load + add + "print(json.dumps([node.outputs.sum.value, facts(node)]))")
+    assert total == 7
+    assert facts["status"] == 0
+    job: dict[str, Any] = facts["detailed"]["job"]
+    assert (facts["job_id"], job["client_ref"], job["state"]) == (job["jobid"], facts["uuid"], "COMPLETED")
+    assert (job["exit_code"], job["backend"], bool(job["scheduler_id"])) == (0, "firecrest", True)
+    return dict(facts)

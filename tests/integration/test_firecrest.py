@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import filecmp
-import getpass
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sites import SYSTEM, Installation, Site
+from sites import Installation, Site, add_behind_firecrest, before_firecrest
 
 from aiida_marketplace_hpc import HpcGateway
 from aiida_marketplace_hpc.client.auth import StaticToken
@@ -24,7 +22,6 @@ from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 
 MIB = 1024 * 1024
 LARGE = 160 * MIB
-ADD = "node = finish(ArithmeticAdd, x=orm.Int(3), y=orm.Int(4), code=code)\n"
 
 
 @pytest.fixture(
@@ -45,20 +42,8 @@ def double(request: pytest.FixtureRequest) -> Iterator[FirecrestDouble]:
 @pytest.fixture(scope="module")
 def gateway(double: FirecrestDouble, site: Site) -> Iterator[GatewayProcess]:
     """A gateway on a machine of its own; its user has the token that the daemon has."""
-    cluster = double.machine
-    with Machine(getpass.getuser()) as machine:  # It has what the tests have; the cluster may not.
-        gateway = GatewayProcess(
-            machine,
-            backend="firecrest",
-            users=(),
-            home=f"{cluster.home}/{{username}}",
-            roots={"system": f"{SYSTEM}:ro"},
-            options=[*double.options, "--poll-interval", "0.5"],
-            env=double.env,
-        )
-        gateway.tokens["alice"] = site.gateway.token
-        with gateway:
-            yield gateway
+    with before_firecrest(site, double.machine.home, double.options, double.env) as gateway:
+        yield gateway
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +57,7 @@ def label(gateway: GatewayProcess, installation: Installation, request: pytest.F
 @pytest.mark.parametrize("site", ["local"], indirect=True, scope="session")
 def test_a_calculation_through_the_daemon(installation: Installation, label: str, double: FirecrestDouble) -> None:
     before = double.calls.copy()
-    load = f"code = orm.load_code('bash@{label}')\n"
-    total, facts = installation.run(load + ADD + "print(json.dumps([node.outputs.sum.value, facts(node)]))")
-    assert total == 7
-    assert facts["status"] == 0
-    job: dict[str, Any] = facts["detailed"]["job"]
-    assert (facts["job_id"], job["client_ref"], job["state"]) == (job["jobid"], facts["uuid"], "COMPLETED")
-    assert (job["exit_code"], job["backend"], bool(job["scheduler_id"])) == (0, "firecrest", True)
+    facts = add_behind_firecrest(installation, label)
     assert double.machine.exists(f"{facts['workdir']}/aiida.out")
     if double.machine.outside("/") != Path("/"):
         assert not Path(facts["workdir"]).exists()

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import getpass
 import tempfile
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from sites import SYSTEM, Installation, Site
+from sites import Installation, Site, add_behind_firecrest, before_firecrest
 
 from aiida_marketplace_hpc.testing.firecrest_v1 import FirecrestV1
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
-from aiida_marketplace_hpc.testing.machine import Machine
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 
 pytestmark = pytest.mark.services
-
-ADD = "node = finish(ArithmeticAdd, x=orm.Int(3), y=orm.Int(4), code=code)\n"
 
 
 @pytest.fixture(scope="module", params=["processes", pytest.param("slurm", marks=pytest.mark.slurm)])
@@ -31,19 +26,9 @@ def double(request: pytest.FixtureRequest) -> Iterator[FirecrestV1]:
 def gateway(double: FirecrestV1, site: Site, request: pytest.FixtureRequest) -> Iterator[GatewayProcess]:
     """A gateway on a machine of its own, with a constant token as the published deployments had one."""
     where = ["--firecrest-version", "1", "--firecrest-url", double.url, "--firecrest-system", double.machine]
-    with Machine(getpass.getuser()) as machine, tempfile.TemporaryDirectory(prefix="mphpc-v1-") as here:
+    with tempfile.TemporaryDirectory(prefix="mphpc-v1-") as here:
         home = f"{request.getfixturevalue('cluster_machine').home}/v1" if double.slurm else here
-        gateway = GatewayProcess(
-            machine,
-            backend="firecrest",
-            users=(),
-            home=f"{home}/{{username}}",
-            roots={"system": f"{SYSTEM}:ro"},
-            options=[*where, "--poll-interval", "0.5"],
-            env={"F7T_TOKEN": "constant"},
-        )
-        gateway.tokens["alice"] = site.gateway.token
-        with gateway:
+        with before_firecrest(site, home, where, {"F7T_TOKEN": "constant"}) as gateway:
             yield gateway
 
 
@@ -58,13 +43,7 @@ def label(gateway: GatewayProcess, installation: Installation, request: pytest.F
 @pytest.mark.parametrize("site", ["local"], indirect=True, scope="session")
 def test_a_calculation_through_the_daemon(installation: Installation, label: str, double: FirecrestV1) -> None:
     before = double.requests.copy()
-    load = f"code = orm.load_code('bash@{label}')\n"
-    total, facts = installation.run(load + ADD + "print(json.dumps([node.outputs.sum.value, facts(node)]))")
-    assert total == 7
-    assert facts["status"] == 0
-    job: dict[str, Any] = facts["detailed"]["job"]
-    assert (facts["job_id"], job["client_ref"], job["state"]) == (job["jobid"], facts["uuid"], "COMPLETED")
-    assert (job["exit_code"], job["backend"], bool(job["scheduler_id"])) == (0, "firecrest", True)
+    add_behind_firecrest(installation, label)
     calls = double.requests - before
     assert calls["POST /compute/jobs/path"] == 1
     # Questions grow with time; what is changed, with work.
