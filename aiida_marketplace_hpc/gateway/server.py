@@ -27,6 +27,7 @@ from aiida_marketplace_hpc.gateway.auth.chosen import authenticator
 from aiida_marketplace_hpc.gateway.classic.app import create_app as create_classic_app
 from aiida_marketplace_hpc.gateway.config import RootTemplate, Settings, load
 from aiida_marketplace_hpc.gateway.connections import KEEP_ALIVE, Connection
+from aiida_marketplace_hpc.gateway.continuity import check_living_jobs
 from aiida_marketplace_hpc.gateway.databases import shown_url
 from aiida_marketplace_hpc.gateway.ledger import Ledger
 from aiida_marketplace_hpc.gateway.service import Gateway, make_backend
@@ -170,7 +171,7 @@ def _log_to_stderr(settings: Settings) -> None:
 def _prepare_database(settings: Settings) -> None:
     """Bring the database up to date; one that is about to come up is waited for.
 
-    :raises ConfigurationError: if it does not answer for long, or is of a newer version.
+    :raises ConfigurationError: if it does not answer for long, is of a newer version, or has living jobs of another cluster.
     """
     ledger = Ledger(settings.database_url)
     deadline = time.monotonic() + _DATABASE_PATIENCE
@@ -178,6 +179,7 @@ def _prepare_database(settings: Settings) -> None:
         while True:
             try:
                 ledger.migrate()
+                check_living_jobs(settings, ledger)
                 return
             except Unavailable as exc:
                 if time.monotonic() > deadline:
