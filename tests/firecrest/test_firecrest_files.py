@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from aiida_marketplace_hpc.errors import (
     MarketplaceHpcError,
     Unavailable,
 )
+from aiida_marketplace_hpc.gateway.firecrest.client import Made
 from tests.firecrest.conftest import Remote
 
 # pyfirecrest hands a text to httpx in a way that httpx does not like any more.
@@ -70,6 +72,26 @@ def test_a_folder_goes_and_comes_as_it_is_in_a_few_calls(remote: Remote, tmp_pat
     assert up.total() - up["jobs"] <= 6, up
     assert down.total() - down["jobs"] <= 4, down
     assert list(Path(remote.home, ".marketplace-hpc", "staging").iterdir()) == []
+
+
+def test_what_a_killed_gateway_has_left_is_removed_after_a_day(remote: Remote, tmp_path: Path) -> None:
+    staging = Path(remote.home, ".marketplace-hpc", "staging")
+    now = int(time.time())
+    archive, folder = f"{now - 90_000}-{'0' * 16}.tar.gz", f"{now - 90_000}-{'1' * 16}"
+    kept = {f"{now - 80_000}-{'2' * 16}.tar.gz", f"{now - 90_000}-mine", "7"}
+    for name in (archive, *kept):
+        (staging / name).write_text("half of it")
+    (staging / folder).mkdir()
+    (staging / folder / "said").touch()
+    for site in remote.served.gateway.sites.values():
+        site.accounts.of("alice").made = Made(time.monotonic)  # As after a start.
+    remote.double.calls.clear()
+    transfer.put_tree(remote.client, made(tmp_path / "local"), f"{remote.home}/tree", dereference=False)
+    assert set(os.listdir(staging)) == kept
+    assert remote.double.calls["ls"] == 1
+    remote.double.calls.clear()
+    transfer.get(remote.client, f"{remote.home}/tree", tmp_path / "back", dereference=False)
+    assert remote.double.calls["ls"] == 0  # It looks once in some minutes.
 
 
 def test_a_folder_that_is_larger_than_one_archive(remote: Remote, tmp_path: Path) -> None:

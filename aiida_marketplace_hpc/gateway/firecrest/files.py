@@ -11,7 +11,6 @@ import fnmatch
 import hashlib
 import os
 import posixpath
-import secrets
 import stat
 import tempfile
 import time
@@ -469,10 +468,6 @@ class RemoteFiles(Globbing):
             self.cluster.symlink(held, path)
 
     # Shared
-
-    def staged(self) -> str:
-        """A path on the cluster for an archive on its way; whoever takes it removes what is there."""
-        return f"{self.roots.staging}/{int(time.time())}-{secrets.token_hex(8)}.tar.gz"
 
     @contextmanager
     def dropped(self, path: str) -> Iterator[None]:

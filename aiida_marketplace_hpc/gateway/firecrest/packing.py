@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-import secrets
 import shlex
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -42,10 +40,9 @@ class Packing:
     :param options: what sbatch is told about the jobs, by long names without dashes: the site's defaults.
     """
 
-    def __init__(self, files: RemoteFiles, options: Mapping[str, str], clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, files: RemoteFiles, options: Mapping[str, str]) -> None:
         self._files = files
         self._options = options
-        self._clock = clock
 
     def compress(
         self,
@@ -138,7 +135,7 @@ class Packing:
         """
         files, cluster = self._files, self._files.cluster
         root, _ = files.roots.locate(goal)
-        folder = f"{root.path}/{PRIVATE}/staging/{int(self._clock())}-{secrets.token_hex(8)}"
+        folder = files.roots.staged(root)
         with explained(goal), files.dropped(folder):
             files.roots.prepare()
             cluster.mkdir(folder, parents=True)

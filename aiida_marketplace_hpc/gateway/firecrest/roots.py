@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import posixpath
+import re
+import secrets
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from aiida_marketplace_hpc.errors import FileError, Forbidden, InvalidRequest
-from aiida_marketplace_hpc.gateway.firecrest.client import Cluster, UnusableName
+from aiida_marketplace_hpc.gateway.firecrest.client import CallFailed, Cluster, UnusableName
 from aiida_marketplace_hpc.gateway.firecrest.failures import explained
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Root
 
+LEFT_BEHIND = 86400.0
+"""Seconds after which nobody waits any more for what is staged."""
+_STAGED = re.compile(r"([0-9]+)-[0-9a-f]{16}(\.tar\.gz)?")
 _MAX_PATH = 4096
 _MAX_NAME = 255
+
+
+def _staging_of(root: Root) -> str:
+    return f"{root.path}/{PRIVATE}/staging"
 
 
 class RemoteRoots:
@@ -35,8 +46,28 @@ class RemoteRoots:
     @property
     def staging(self) -> str:
         """A folder on the cluster for what is on its way in or out."""
-        writable = next(root for root in self._roots if not root.read_only)
-        return f"{writable.path}/{PRIVATE}/staging"
+        return _staging_of(next(root for root in self._roots if not root.read_only))
+
+    def staged(self, root: Root | None = None, suffix: str = "") -> str:
+        """A new path on the cluster for what is on its way; whoever takes it removes what is there.
+
+        :param root: where it is to be moved to at one blow; by default the first that can be written to.
+        """
+        folder = self.staging if root is None else _staging_of(root)
+        self._tidy(folder)
+        return f"{folder}/{int(time.time())}-{secrets.token_hex(8)}{suffix}"
+
+    def _tidy(self, folder: str) -> None:
+        """Remove what a gateway that was killed has left; looks once in some minutes."""
+        looked = f"{folder}/*"
+        if self._cluster.made.has(looked):
+            return
+        self._cluster.made.add(looked)
+        with suppress(CallFailed):  # There is no such folder yet, or it is not the moment.
+            for line in self._cluster.listing(folder):
+                staged = _STAGED.fullmatch(str(line["name"]))
+                if staged and int(staged[1]) < time.time() - LEFT_BEHIND:
+                    self._cluster.remove(f"{folder}/{staged[0]}")
 
     def prepare(self) -> None:
         """Make the folders of writable roots that are missing; may be repeated, and costs nothing for some minutes."""
@@ -47,6 +78,8 @@ class RemoteRoots:
                 with explained(path):
                     self._cluster.mkdir(path, parents=True)
                 self._cluster.made.add(path)
+                if path == self.staging:
+                    self._tidy(path)
 
     def free(self, root: Root) -> int | None:
         """Nothing: FirecREST does not say."""

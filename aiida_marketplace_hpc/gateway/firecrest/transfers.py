@@ -226,7 +226,7 @@ class RemoteTransfers:
     def _pack(self, path: str, local: Path, dereference: bool) -> None:
         """Make an archive of a folder on the cluster and fetch it."""
         files = self._files
-        archive = files.staged()
+        archive = files.roots.staged(suffix=".tar.gz")
         with explained(path), files.dropped(archive):
             # The dot: where the path itself is a link, it is looked through.
             try:
@@ -337,7 +337,7 @@ class _Loading:
         for folder, names in self._names.items():
             files.protection.check_paths(folder, names)
         self._names = {}
-        archive = files.staged()
+        archive = files.roots.staged(suffix=".tar.gz")
         with explained(self._target), files.dropped(archive):
             files.roots.prepare()
             # What tar unpacks is compared with gzip's own checksum on the way.
