@@ -209,7 +209,7 @@ def _as_person(client: OidcClient, scope: str) -> Tokens:
 
 
 def _document(kept: Login) -> dict[str, Any]:
-    from aiida_marketplace_hpc.client.claims import claims_of, holder
+    from aiida_marketplace_hpc.claims import claims_of, holder
 
     state = f"over: {kept.ended}" if kept.ended else "good"
     if not kept.ended and not kept.refresh_token and kept.grant == "device" and kept.lasts(time.time()) <= 0:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from aiida_marketplace_hpc.client.claims import claims_of, moment
+from aiida_marketplace_hpc.claims import claims_of, moment
 from aiida_marketplace_hpc.errors import ConfigurationError, TokenUnavailable
 
 DEFAULT_SOURCE = "env:MP_ACCESS_TOKEN"

@@ -20,7 +20,7 @@ from requests.auth import AuthBase
 
 from aiida_marketplace_hpc import __version__
 from aiida_marketplace_hpc.addresses import is_loopback
-from aiida_marketplace_hpc.client.claims import claims_of, moment
+from aiida_marketplace_hpc.claims import claims_of, moment
 from aiida_marketplace_hpc.client.connection import Exchange, WatchedAdapter
 from aiida_marketplace_hpc.client.failure import connection_error
 from aiida_marketplace_hpc.errors import (

@@ -95,7 +95,10 @@ class Watch:
         return self.answer_age is not None and self.answer_age > _IDLE * self._interval + _STUCK
 
     def refresh(self) -> None:
-        """Ask the scheduler, unless that was done within the interval; never raises, never takes long."""
+        """Ask the scheduler, unless that was done within the interval. If it does not answer, :attr:`problem` says so.
+
+        :raises Unavailable: if the database does not answer.
+        """
         if not self._round.acquire(timeout=self._patience):
             return
         try:

@@ -30,7 +30,7 @@ def check(gateway: HpcGateway, checks: Checks) -> None:
 
 def accepted(gateway: HpcGateway, info: dict[str, Any]) -> str:
     """What a gateway says about the tokens that it accepts, beside what ours has, which it has accepted."""
-    from aiida_marketplace_hpc.client.claims import claims_of
+    from aiida_marketplace_hpc.claims import claims_of
 
     auth = info.get("auth") or {}
     method = str(auth.get("method") or "")
@@ -40,7 +40,7 @@ def accepted(gateway: HpcGateway, info: dict[str, Any]) -> str:
 
 
 def _said(source: TokenSource, token: str) -> str:
-    from aiida_marketplace_hpc.client.claims import claims_of, holder, moment
+    from aiida_marketplace_hpc.claims import claims_of, holder, moment
 
     claims = claims_of(token)
     facts = [f"{source.name} gives one"]
@@ -61,7 +61,7 @@ def _said(source: TokenSource, token: str) -> str:
 
 
 def _expiry(source: TokenSource, token: str) -> str:
-    from aiida_marketplace_hpc.client.claims import claims_of, moment
+    from aiida_marketplace_hpc.claims import claims_of, moment
 
     end = moment(claims_of(token), "exp")
     if end is None:

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import jwt
-
+from aiida_marketplace_hpc.claims import claims_of, moment
 from aiida_marketplace_hpc.errors import ConfigurationError, Unauthorized, Unavailable
 from aiida_marketplace_hpc.gateway.auth import Identity, check_form, token_key
 from aiida_marketplace_hpc.gateway.auth.answers import Answers, Asking
@@ -97,7 +96,7 @@ class MarketPlaceTokens:
         return known[0] if known is not None and known[1] < FRESH else None
 
     def _found_out(self, key: str, token: str) -> Identity | _Refusal | _Outage:
-        expires_at = _expiry(token)
+        expires_at = moment(claims_of(token), "exp")  # It is the platform that checks it.
         remaining = float("inf") if expires_at is None else expires_at - time.time()
         if remaining < -_SKEW:
             return self._refuse(key, "the token has expired: get a new one")
@@ -124,12 +123,3 @@ class MarketPlaceTokens:
         self._known.drop(key)
         self._refused.put(key, refusal, REFUSED)
         return refusal
-
-
-def _expiry(token: str) -> float | None:
-    """When a token says that it ends, if it is one that says so. It is the platform that checks it."""
-    try:
-        claims = jwt.decode(token, options={"verify_signature": False, "verify_exp": False})
-        return float(claims["exp"])
-    except (jwt.InvalidTokenError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        return None
