@@ -30,21 +30,21 @@ import jwt
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from aiida_marketplace_hpc.gateway.classic.firecrest import is_forbidden, secure_filename
+from aiida_marketplace_hpc.testing.firecrest_v1_calls import Call, Refused, content_of
 from aiida_marketplace_hpc.testing.firecrest_v1_cluster import (
     Commands,
     JobFailed,
     Jobs,
     LocalJobs,
-    Outcome,
     SlurmJobs,
     refusal_header,
 )
+from aiida_marketplace_hpc.testing.firecrest_v1_utilities import Utilities
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 
 Json = dict[str, Any]
@@ -68,18 +68,6 @@ _DESCRIPTIONS = {
     "302": "Task not longer valid",
     "400": "Finished with errors",
 }
-
-
-class _Refused(Exception):
-    """A request that is answered with an error."""
-
-    def __init__(
-        self, description: str, error: str | None = None, *, status: int = 400, headers: Mapping[str, str] | None = None
-    ) -> None:
-        super().__init__(description)
-        self.status = status
-        self.headers = dict(headers or {})
-        self.body = {"description": description} if error is None else {"description": description, "error": error}
 
 
 @dataclass
@@ -174,6 +162,7 @@ class FirecrestV1:
         self.faults: list[Fault] = []
         self._store = Path(tempfile.mkdtemp(prefix="mphpc-firecrest-v1-store-"))
         self._commands = Commands(slurm, self._store)
+        self._utilities = Utilities(self, self._commands)
         self._local = None if slurm is not None else LocalJobs()
         self._jobs: Jobs = self._local or SlurmJobs(self._commands)
         self._tokens = {token: float("inf") for token in tokens}
@@ -251,11 +240,10 @@ class FirecrestV1:
 
     def _routes(self) -> list[Route]:
         made = [Route("/auth/token", self._token, methods=["POST"])]
-        for name, command in self._files().items():
+        for name, command in self._utilities.routes().items():
             method, _, path = name.partition(" ")
             made.append(self._route(method, path, command))
         for name, handler in {
-            "GET /utilities/download": self._download,
             "GET /status/services": self._services,
             "GET /status/services/{name}": self._service,
             "GET /status/systems": self._systems,
@@ -280,7 +268,7 @@ class FirecrestV1:
             made.append(self._route(method, path, handler))
         return [*made, Route("/store/{id}/{name}", self._stored, methods=["GET", "POST"])]
 
-    def _route(self, method: str, path: str, handler: Callable[[_Call], Response]) -> Route:
+    def _route(self, method: str, path: str, handler: Callable[[Call], Response]) -> Route:
         limited = path in ("/utilities/upload", "/compute/jobs/upload")
 
         async def endpoint(request: Request) -> Response:
@@ -289,14 +277,14 @@ class FirecrestV1:
                 self._check_token(request)
                 if fault is not None and not fault.carried_out:
                     return self._begin(fault) if fault.task else fault.answer()
-                if limited and int(request.headers.get("content-length", "0")) > self._limit:
+                if limited and int(request.headers.get("content-length", "0")) > self.limit:
                     async for _ in request.stream():  # Clients read no answer before they have sent all.
                         pass
                     what = "file" if path == "/utilities/upload" else "batch script"
-                    size = f"{self._limit} bytes" if what == "file" else f"{self.max_file_size:g} MB"
-                    raise _Refused(f"Failed to upload {what}. The file is over {size}", status=413)
+                    size = f"{self.limit} bytes" if what == "file" else f"{self.max_file_size:g} MB"
+                    raise Refused(f"Failed to upload {what}. The file is over {size}", status=413)
                 async with request.form() as form:
-                    call = _Call(request, form, await _content(form))
+                    call = Call(request, form, await content_of(form))
                     answer = await run_in_threadpool(handler, call)
                 if fault is None:
                     return answer
@@ -304,7 +292,7 @@ class FirecrestV1:
                     return fault.answer()
                 self._tasks[json.loads(bytes(answer.body))["task_id"]].state = fault.task
                 return answer
-            except _Refused as exc:
+            except Refused as exc:
                 return JSONResponse(exc.body, exc.status, headers=exc.headers)
 
         return Route(path, endpoint, methods=[method])
@@ -323,18 +311,19 @@ class FirecrestV1:
         return self._created(task, 200 if fault.route.startswith(("GET", "DELETE")) else 201)
 
     @property
-    def _limit(self) -> int:
+    def limit(self) -> int:
+        """:attr:`max_file_size` in bytes."""
         return int(self.max_file_size * _MIB)
 
     def _check_token(self, request: Request) -> None:
         header = request.headers.get("authorization")
         if header is None:
-            raise _Refused("No Auth Header given", status=401)
+            raise Refused("No Auth Header given", status=401)
         until = self._tokens.get(header[len("Bearer ") :])
         if until is None:
-            raise _Refused("Bad header or JWT, general exception raised", status=401)
+            raise Refused("Bad header or JWT, general exception raised", status=401)
         if time.time() > until:
-            raise _Refused("JWT token has expired", status=401)
+            raise Refused("JWT token has expired", status=401)
 
     async def _token(self, request: Request) -> Response:
         self.requests["POST /auth/token"] += 1
@@ -351,168 +340,18 @@ class FirecrestV1:
             {"access_token": self.issue(), "expires_in": int(self.token_lifetime), "token_type": "Bearer"}
         )
 
-    def _machine(self, call: _Call, description: str) -> None:
+    def require_machine(self, call: Call, description: str) -> None:
         """Make sure that a request is for this cluster, and that this one can be reached."""
         name = call.request.headers.get("x-machine-name")
         if name is None:
-            raise _Refused("No machine name given")
+            raise Refused("No machine name given")
         if name != self.machine:
             # The service for jobs has another word for it than the one for files, which pyfirecrest does not know.
             said = "exist" if call.request.url.path.startswith("/utilities/") else "exists"
             missing = {f"X-Machine-Does-Not-{said.title()}": f"Machine does not {said}"}
-            raise _Refused(description, f"Machine does not {said}", headers=missing)
+            raise Refused(description, f"Machine does not {said}", headers=missing)
         if self.down:
-            raise _Refused(description, headers={"X-Machine-Not-Available": "Machine is not available"})
-
-    # ---- files ------------------------------------------------------------------------------------------------------
-
-    def _files(self) -> dict[str, Callable[[_Call], Response]]:
-        """The routes that are one command each."""
-
-        def route(name: str, handler: Callable[[_Call, str], Response]) -> Callable[[_Call], Response]:
-            def handled(call: _Call) -> Response:
-                self._machine(call, f"Error on {name} operation")
-                return handler(call, name)
-
-            return handled
-
-        return {
-            "GET /utilities/ls": route("ls", self._ls),
-            "POST /utilities/mkdir": route("mkdir", self._mkdir),
-            "PUT /utilities/rename": route("rename", lambda call, name: self._move(call, name, "mv", "--force")),
-            "POST /utilities/copy": route(
-                "copy", lambda call, name: self._move(call, name, "cp", "--force", "-dR", "--preserve=all", status=201)
-            ),
-            "PUT /utilities/chmod": route("chmod", self._chmod),
-            "PUT /utilities/chown": route("chown", self._chown),
-            "POST /utilities/symlink": route("symlink", self._symlink),
-            "GET /utilities/file": route("file", lambda call, name: self._simple(call, name, "file", "-b")),
-            "GET /utilities/stat": route("stat", self._stat),
-            "GET /utilities/checksum": route("checksum", self._checksum),
-            "GET /utilities/head": route("head", self._part),
-            "GET /utilities/tail": route("tail", self._part),
-            "GET /utilities/view": route("view", self._view),
-            "DELETE /utilities/rm": route("rm", self._rm),
-            "POST /utilities/upload": route("upload", self._upload),
-            "GET /utilities/whoami": route("whoami", lambda call, name: _success("Username", self._commands.user)),
-            "POST /utilities/compress": route("compress", self._compress),
-            "POST /utilities/extract": route("extract", self._extract),
-        }
-
-    def _run(self, name: str, *argv: str, input: bytes = b"") -> Outcome:
-        outcome = self._commands.run(*argv, input=input, timeout=self.command_timeout)
-        if outcome.code:
-            headers = refusal_header(outcome)
-            raise _Refused(
-                f"Error on {name} operation", outcome.words if "X-Error" in headers else None, headers=headers
-            )
-        return outcome
-
-    def _simple(self, call: _Call, name: str, *command: str) -> Response:
-        said = self._run(name, *command, "--", call.path(name, "targetPath")).stdout
-        return _success(f"Success to {name} file.", said.strip())
-
-    def _ls(self, call: _Call, name: str) -> Response:
-        options = ["-A"] if call.flag("showhidden") else []
-        quoting = "c" if self.listing == "quoted" else "literal"
-        style = ("--time-style=+%Y-%m-%dT%H:%M:%S", f"--quoting-style={quoting}")
-        said = self._run(name, "ls", "-l", *options, *style, "--", call.path(name, "targetPath")).stdout
-        return _success("List of contents", _quoted(said) if self.listing == "quoted" else _split(said))
-
-    def _mkdir(self, call: _Call, name: str) -> Response:
-        options = ["-p"] if "p" in call.form else []
-        self._run(name, "mkdir", *options, "--", call.path(name, "targetPath"))
-        return _success("Success to mkdir file.", "", 201)
-
-    def _move(self, call: _Call, name: str, *command: str, status: int = 200) -> Response:
-        target = call.path(name, "targetPath")
-        self._run(name, *command, "--", call.path(name, "sourcePath"), target)
-        return _success(f"Success to {name} file.", "", status)
-
-    def _chmod(self, call: _Call, name: str) -> Response:
-        path = call.path(name, "targetPath")
-        said = self._run(name, "chmod", "-v", call.path(name, "mode"), "--", path).stdout
-        return _success("Success to chmod file or directory.", said.strip())
-
-    def _chown(self, call: _Call, name: str) -> Response:
-        path, owner = call.path(name, "targetPath"), f"{call.form.get('owner', '')}:{call.form.get('group', '')}"
-        if owner == ":" or is_forbidden(owner):
-            raise _Refused("Error in chown operation", "group or owner must be set")
-        said = self._run(name, "chown", "-v", owner, "--", path).stdout
-        return _success("Success to chown file or directory.", said.strip())
-
-    def _symlink(self, call: _Call, name: str) -> Response:
-        target = call.path(name, "targetPath")
-        self._run(name, "ln", "-s", "--", target, call.path(name, "linkPath"))
-        return _success("Success to symlink file.", "", 201)
-
-    def _stat(self, call: _Call, name: str) -> Response:
-        options = ["--dereference"] if call.flag("dereference") else []
-        form = "%f %i %d %h %u %g %s %X %Y %Z"
-        said = self._run(name, "stat", *options, "-c", form, "--", call.path(name, "targetPath")).stdout.split()
-        names = ("mode", "ino", "dev", "nlink", "uid", "gid", "size", "atime", "mtime", "ctime")
-        values = [int(said[0], 16), *map(int, said[1:])]
-        return _success("Success to stat file.", dict(zip(names, values, strict=True)))
-
-    def _checksum(self, call: _Call, name: str) -> Response:
-        said = self._run(name, "sha256sum", "--", call.path(name, "targetPath")).stdout
-        return _success("Success to checksum file.", said.split()[0])
-
-    def _part(self, call: _Call, name: str) -> Response:
-        options = [f"--{what}={value}" for what in ("bytes", "lines") if (value := call.request.query_params.get(what))]
-        if len(options) > 1:
-            raise _Refused(f"Error on {name} operation", "Can not specify both 'bytes' and 'lines'")
-        return self._simple(call, name, name, *options)
-
-    def _view(self, call: _Call, name: str) -> Response:
-        path = call.path(name, "targetPath")
-        self._require_size(name, path, "Failed to view file content")
-        return _success("Success to head file.", self._run(name, "cat", "--", path).stdout)
-
-    def _rm(self, call: _Call, name: str) -> Response:
-        self._run(name, "rm", "-r", "--interactive=never", "--", call.path(name, "targetPath"))
-        return Response(status_code=204)
-
-    def _upload(self, call: _Call, name: str) -> Response:
-        folder = call.path(name, "targetPath")
-        if call.file is None:
-            raise _Refused("Failed to upload file", "No file in query")
-        filename, content = call.file
-        if is_forbidden(filename):
-            raise _Refused("Failed to upload file", f"Filename {_problem(filename)}")
-        if self.file_names == "secure":
-            filename = secure_filename(filename)
-        # Written in place, as FirecREST does: whoever looks meanwhile, or after a time-out, sees a part of it.
-        self._run(name, "bash", "-c", 'cat > "$0"', f"{folder}/{filename}", input=content)
-        return _success("File upload successful", "", 201)
-
-    def _require_size(self, name: str, path: str, description: str) -> int:
-        size = int(self._run(name, "stat", "--dereference", "-c", "%s", "--", path).stdout)
-        if size > self._limit:
-            raise _Refused(description, headers={"X-Size-Limit": "File exceeds size limit"})
-        return size
-
-    def _download(self, call: _Call) -> Response:
-        name = "download"
-        self._machine(call, f"Error on {name} operation")
-        path = call.path(name, "sourcePath")
-        content = b""
-        if self._require_size(name, path, "Failed to download file"):
-            content = base64.b64decode(self._run(name, "base64", "--wrap=0", "--", path).stdout)
-        disposition = f"attachment; filename={secure_filename(posixpath.basename(path))}"
-        return Response(content, headers={"Content-Disposition": disposition}, media_type="application/octet-stream")
-
-    def _compress(self, call: _Call, name: str) -> Response:
-        source, target = call.path(name, "sourcePath"), call.path(name, "targetPath")
-        options = ["--dereference"] if call.flag("dereference") else []
-        folder, entry = posixpath.split(source.rstrip("/"))
-        self._run(name, "tar", "-czf", target, *options, "-C", folder, "--", entry)
-        return _success("Success to compress file.", "", 201)
-
-    def _extract(self, call: _Call, name: str) -> Response:
-        source, target = call.path(name, "sourcePath"), call.path(name, "targetPath")
-        self._run(name, "tar", "-xf", source, "-C", target)
-        return _success("Success to extract file.", "", 201)
+            raise Refused(description, headers={"X-Machine-Not-Available": "Machine is not available"})
 
     # ---- status and tasks -------------------------------------------------------------------------------------------
 
@@ -520,11 +359,11 @@ class FirecrestV1:
         row = {"description": "server up & flask running", "service": name, "status": "available"}
         return {**row, "status_code": 200}
 
-    def _services(self, call: _Call) -> Response:
+    def _services(self, call: Call) -> Response:
         rows = [self._service_row(name) for name in ("certificator", "compute", "storage", "tasks", "utilities")]
         return JSONResponse({"description": "List of services with status and description.", "out": rows})
 
-    def _service(self, call: _Call) -> Response:
+    def _service(self, call: Call) -> Response:
         name = call.request.path_params["name"]
         if name not in ("certificator", "compute", "storage", "tasks", "utilities"):
             return JSONResponse({"description": "Service does not exists", "status_code": 404}, 404)
@@ -534,17 +373,17 @@ class FirecrestV1:
         state = ("not available", "System down") if self.down else ("available", "System ready")
         return {"system": self.machine, "status": state[0], "description": state[1]}
 
-    def _systems(self, call: _Call) -> Response:
+    def _systems(self, call: Call) -> Response:
         return JSONResponse(
             {"description": "List of systems with status and description.", "out": [self._system_row()]}
         )
 
-    def _system(self, call: _Call) -> Response:
+    def _system(self, call: Call) -> Response:
         if call.request.path_params["name"] != self.machine:
-            raise _Refused("System does not exists.", status=404)
+            raise Refused("System does not exists.", status=404)
         return JSONResponse({"description": "System information", "out": self._system_row()})
 
-    def _parameters(self, call: _Call) -> Response:
+    def _parameters(self, call: Call) -> Response:
         mounted = [{"system": self.machine, "mounted": ["/"]}]
         out = {
             "utilities": [
@@ -592,46 +431,46 @@ class FirecrestV1:
             "task_url": f"{self.url}/tasks/{task.id}",
         }
 
-    def _list_tasks(self, call: _Call) -> Response:
+    def _list_tasks(self, call: Call) -> Response:
         wanted = call.request.query_params.get("tasks")
         ids = list(self._tasks) if wanted is None else wanted.split(",")
         found = {id: self._task_as_wire(self._tasks[id]) for id in ids if id in self._tasks}
         return JSONResponse({"tasks": found})
 
-    def _task(self, call: _Call) -> _Task:
+    def _task(self, call: Call) -> _Task:
         id = call.request.path_params["id"]
         if id not in self._tasks:
-            raise _Refused(f"Task {id} does not exist", status=404)
+            raise Refused(f"Task {id} does not exist", status=404)
         return self._tasks[id]
 
-    def _show_task(self, call: _Call) -> Response:
+    def _show_task(self, call: Call) -> Response:
         return JSONResponse({"task": self._task_as_wire(self._task(call))})
 
-    def _delete_task(self, call: _Call) -> Response:
+    def _delete_task(self, call: Call) -> Response:
         self._task(call).state = ("302", "")
         return Response(status_code=204)
 
     # ---- jobs -------------------------------------------------------------------------------------------------------
 
-    def _submit_path(self, call: _Call) -> Response:
+    def _submit_path(self, call: Call) -> Response:
         failure = "Failed to submit job"
-        self._machine(call, failure)
+        self.require_machine(call, failure)
         script = call.path(failure, "targetPath", whole=True)
         readable = self._commands.run("head", "-c", "1", "--", script)
         if readable.code:
-            raise _Refused(failure, headers=refusal_header(readable))
+            raise Refused(failure, headers=refusal_header(readable))
         account = call.account()
         return self._created(
             self._start("compute", lambda: self._jobs.submit(posixpath.dirname(script), script, account)), 201
         )
 
-    def _submit_upload(self, call: _Call) -> Response:
+    def _submit_upload(self, call: Call) -> Response:
         failure = "Failed to submit job file"
-        self._machine(call, failure)
+        self.require_machine(call, failure)
         if call.file is None or not (filename := secure_filename(call.file[0])):
-            raise _Refused(failure, "No batch file selected" if call.file else "No batch file part")
+            raise Refused(failure, "No batch file selected" if call.file else "No batch file part")
         content, account = call.file[1], call.account()
-        home = self._run("submit", "sh", "-c", "echo ~").stdout.strip()
+        home = self._utilities.run("submit", "sh", "-c", "echo ~").stdout.strip()
         folder = f"{home}/firecrest/{secrets.token_hex(16)}"
 
         def submit() -> Any:
@@ -641,8 +480,8 @@ class FirecrestV1:
 
         return self._created(self._start("compute", submit), 201)
 
-    def _queue(self, call: _Call) -> Response:
-        self._machine(call, "Failed to retrieve jobs information")
+    def _queue(self, call: Call) -> Response:
+        self.require_machine(call, "Failed to retrieve jobs information")
         ids = call.jobids()
         asked = call.request.query_params
         size, page = asked.get("pageSize", ""), asked.get("pageNumber", "")
@@ -667,33 +506,33 @@ class FirecrestV1:
             files[f"job_data_{what}"] = "" if tail.code else tail.stdout
         return files
 
-    def _accounting(self, call: _Call) -> Response:
-        self._machine(call, "Failed to retrieve account information")
+    def _accounting(self, call: Call) -> Response:
+        self.require_machine(call, "Failed to retrieve account information")
         ids = call.jobids()
         return self._created(self._start("compute", lambda: self._jobs.accounting(ids) or {}), 200)
 
-    def _cancel(self, call: _Call) -> Response:
-        self._machine(call, "Failed to delete job")
+    def _cancel(self, call: Call) -> Response:
+        self.require_machine(call, "Failed to delete job")
         id = call.request.path_params["id"]
         if is_forbidden(id):
-            raise _Refused("Failed to delete job", "'jobid' has invalid char")
+            raise Refused("Failed to delete job", "'jobid' has invalid char")
         return self._created(self._start("compute", lambda: self._jobs.cancel(id)), 200)
 
     # ---- storage ----------------------------------------------------------------------------------------------------
 
-    def _transfer(self, call: _Call) -> Response:
+    def _transfer(self, call: Call) -> Response:
         """A job of the cluster's that copies, moves or removes."""
         command = call.request.path_params["command"]
         if command not in _TRANSFERS:
-            raise _Refused(f"Command {command} not allowed")
+            raise Refused(f"Command {command} not allowed")
         failure = f"Error on {command} operation"
-        self._machine(call, failure)
+        self.require_machine(call, failure)
         target = call.path(failure, "targetPath", whole=True)
         source = "" if command == "rm" else call.path(failure, "sourcePath", whole=True)
         name = str(call.form.get("jobName", f"{command}-job"))
         if is_forbidden(name):
-            raise _Refused("Invalid jobName", "'jobName' has invalid char")
-        home = self._run(command, "sh", "-c", "echo ~").stdout.strip()
+            raise Refused("Invalid jobName", "'jobName' has invalid char")
+        home = self._utilities.run(command, "sh", "-c", "echo ~").stdout.strip()
         folder = f"{home}/firecrest/{secrets.token_hex(16)}"
         lines = ("#!/bin/bash -l", f"#SBATCH --job-name='{name}'", "#SBATCH --time=02:00:00", "#SBATCH --ntasks=1")
         script = "\n".join([*lines, _TRANSFERS[command].format(source=f"'{source}'", target=f"'{target}'"), ""])
@@ -706,15 +545,15 @@ class FirecrestV1:
 
         return self._created(self._start("storage", submit), 201)
 
-    def _stage_in(self, call: _Call) -> Response:
+    def _stage_in(self, call: Call) -> Response:
         failure = "Failed to upload file"
-        self._machine(call, failure)
+        self.require_machine(call, failure)
         folder = call.path(failure, "targetPath", whole=True)
         source = call.path(failure, "sourcePath", whole=True)
         name = posixpath.basename(source)
         checked = self._commands.run("test", "-d", folder)
         if checked.code:
-            raise _Refused(failure, headers={"X-Invalid-Path": f"{folder} is an invalid path."})
+            raise Refused(failure, headers={"X-Invalid-Path": f"{folder} is an invalid path."})
         task = self._start("storage", dict)
         address = f"{self.url}/store/{task.id}/{quote(name)}"
         message = {
@@ -724,13 +563,13 @@ class FirecrestV1:
         task.state = ("111", {"hash_id": task.id, "msg": message, "target": f"{folder}/{name}"})
         return self._created(task, 201)
 
-    def _stage_out(self, call: _Call) -> Response:
+    def _stage_out(self, call: Call) -> Response:
         failure = "Failed to download file"
-        self._machine(call, failure)
+        self.require_machine(call, failure)
         source = call.path(failure, "sourcePath", whole=True)
         readable = self._commands.run("head", "-c", "1", "--", source)
         if readable.code:
-            raise _Refused(failure, headers=refusal_header(readable))
+            raise Refused(failure, headers=refusal_header(readable))
         key, name = secrets.token_hex(16), posixpath.basename(source)
 
         def copy() -> Any:
@@ -740,10 +579,10 @@ class FirecrestV1:
 
         return self._created(self._start("storage", copy, done="117", failed="118"), 201)
 
-    def _invalidate(self, call: _Call) -> Response:
+    def _invalidate(self, call: Call) -> Response:
         task = self._tasks.get(call.request.headers.get("x-task-id", ""))
         if task is None:
-            raise _Refused("Invalid X-Task-Id")
+            raise Refused("Invalid X-Task-Id")
         _, data = task.now()
         if isinstance(data, str):
             (self._store / data.split("/")[-2]).unlink(missing_ok=True)
@@ -762,7 +601,7 @@ class FirecrestV1:
             return Response(status_code=404)
         target = task.now()[1]["target"]
         async with request.form() as form:
-            content = (await _content(form) or ("", b""))[1]
+            content = (await content_of(form) or ("", b""))[1]
         task.state = ("112", {"msg": _DESCRIPTIONS["112"]})
 
         def deliver() -> None:
@@ -782,110 +621,3 @@ _TRANSFERS = {
     "compress": 'tar -czf {target} -C "$(dirname {source})" -- "$(basename {source})"',
     "extract": "tar -xf {source} -C {target}",
 }
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One request.
-
-    :param file: the name and the content of the part ``file``.
-    """
-
-    request: Request
-    form: FormData
-    file: tuple[str, bytes] | None
-
-    def path(self, about: str, name: str, *, whole: bool = False) -> str:
-        """A parameter that becomes a word of a command.
-
-        :param about: what is done; with ``whole`` the description of the refusal.
-        """
-        given = self.request.query_params if self.request.method == "GET" else self.form
-        value = given.get(name)
-        text = value if isinstance(value, str) else None
-        if text is None or is_forbidden(text):
-            raise _Refused(about if whole else f"Error on {about} operation", f"'{name}' {_problem(text)}")
-        return text
-
-    def flag(self, name: str) -> bool:
-        """A switch."""
-        given = self.request.query_params if self.request.method == "GET" else self.form
-        return str(given.get(name, "")).upper() in ("TRUE", "YES", "1")
-
-    def account(self) -> str | None:
-        """The account that a job is for."""
-        account = self.form.get("account")
-        if account is not None and is_forbidden(str(account)):
-            raise _Refused("Invalid account", f"'account' {_problem(str(account))}")
-        return None if account is None else str(account)
-
-    def jobids(self) -> list[str]:
-        """The jobs that are asked for; none stands for all."""
-        named = self.request.path_params.get("id") or self.request.query_params.get("jobs", "")
-        ids = named.split(",") if named else []
-        for id in ids:
-            if not re.fullmatch(r"\d+(?:[+_]\d+|_\[\d+-\d+\])?", id):
-                raise _Refused("Failed to retrieve job information", f"{id} is not a valid job ID")
-        return ids
-
-
-async def _content(form: FormData) -> tuple[str, bytes] | None:
-    part = form.get("file")
-    return (part.filename or "", await part.read()) if isinstance(part, UploadFile) else None
-
-
-def _problem(text: str | None) -> str:
-    return "not specified" if text is None else "has invalid char" if text else "is empty"
-
-
-def _success(description: str, output: Any, status: int = 200) -> Response:
-    return JSONResponse({"description": description, "output": output}, status)
-
-
-def _split(said: str) -> list[Json]:
-    """Read the lines of ``ls -l`` as FirecREST 1.13.0 does: by blanks, with a dollar sign in place of each line's end."""
-    lines = said.replace("\n", "$")[:-1].split("$")
-    if len(lines) > 1 or lines[0].startswith("total"):
-        lines = lines[1:]
-    try:
-        return [
-            {
-                "name": words[6],
-                "type": words[0][0],
-                "link_target": words[8] if len(words) > 8 else "",
-                "user": words[2],
-                "group": words[3],
-                "permissions": words[0][1:],
-                "last_modified": words[5],
-                "size": words[4],
-            }
-            for words in (line.split() for line in lines)
-        ]
-    except IndexError as exc:  # An exception that FirecREST does not catch.
-        raise _Refused("The server encountered an internal error", status=500) from exc
-
-
-_LINE = re.compile(
-    r'(\S)(\S+) +\d+ (\S+) +(\S+) +(?:\d+, +)?(\d+) (\S+) ("(?:[^"\\]|\\.)*")(?: -> ("(?:[^"\\]|\\.)*"))?'
-)
-
-
-def _quoted(said: str) -> list[Json]:
-    """Read the lines of ``ls -l`` with names in quotation marks, as later versions do."""
-    found = []
-    for line in said.splitlines():
-        if match := _LINE.fullmatch(line):
-            kind, permissions, user, group, size, moment, name, target = match.groups()
-            found.append(
-                {
-                    "name": json.loads(name),
-                    "type": kind,
-                    "link_target": json.loads(target) if target else "",
-                    "user": user,
-                    "group": group,
-                    "permissions": permissions,
-                    "last_modified": moment,
-                    "size": size,
-                }
-            )
-    return found
