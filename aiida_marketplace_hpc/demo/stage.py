@@ -6,6 +6,7 @@ their environment, so that nothing is left running whatever happens.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.util
 import json
@@ -40,6 +41,7 @@ _FOREIGN = ("AIIDA_", "MARKETPLACE_HPC_", "MP_")
 _GATEWAY_START = 30.0
 _COMMAND = 120.0
 _GRACE = 10.0
+_WORKER_START = 30.0
 _PATIENCE = "30"
 """Seconds that AiiDA waits for its daemon; the default is too short for a machine that is busy with other things."""
 
@@ -292,6 +294,20 @@ class Stage:
         """
         self._daemon = True  # Before, so that one that is interrupted while it starts is stopped, too.
         self.verdi("daemon", "start", "1", "--timeout", _PATIENCE)
+        if not self._has_worker():
+            # A worker that reads its broker's address while that is written waits elsewhere for ever (aiida-core 2.9.4).
+            self.verdi("daemon", "restart", "--timeout", _PATIENCE)
+
+    def _has_worker(self) -> bool:
+        """Whether a worker has come to the daemon's broker, which says so every five seconds."""
+        deadline = time.monotonic() + _WORKER_START
+        while time.monotonic() < deadline:
+            for status in self.layout.aiida.glob("broker/*/broker.status"):
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    if json.loads(status.read_text()).get("task_subscribers"):
+                        return True
+            time.sleep(0.1)
+        return False
 
     def run_study(self, command: Sequence[str | Path], timeout: float) -> None:
         """Run the command that submits the study and follows it, on the user's terminal.

@@ -39,6 +39,8 @@ PATIENT: Mapping[str, int] = {
 """AiiDA's own intervals."""
 
 _MARK = "MPHPC_AIIDA"
+_WORKER_START = 30.0
+"""Seconds in which the daemon's workers connect to its broker, or do not."""
 
 
 @dataclass(frozen=True)
@@ -207,17 +209,41 @@ class AiidaProfile(Rig):
         )
 
     def start_daemon(self, workers: int = 1, *, env: Mapping[str, str] | None = None) -> None:
-        """Start the daemon and wait until its workers run.
+        """Start the daemon and wait until its workers are connected to its broker.
+
+        Broker and workers start at once. A worker that reads the broker's address in the moment in which that is written
+        connects to nothing, and waits there for ever (aiida-core 2.9.4); such a one is started anew.
 
         :param env: added to the environment of the workers, such as a token.
-        :raises RigError: with the end of the daemon's log, if they do not.
+        :raises RigError: with the end of the daemon's log, if they are not.
         """
         self.verdi("daemon", "start", str(workers), env=env)
+        try:
+            self._wait_for_workers(workers, _WORKER_START)
+        except RigError:
+            for pid in self.workers():
+                os.kill(pid, signal.SIGKILL)
+            self._wait_for_workers(workers, 60)
+
+    def _wait_for_workers(self, number: int, within: float) -> None:
         wait_until(
-            lambda: len(self.workers()) >= workers,
-            within=60,
-            failure=lambda: f"{len(self.workers())} of {workers} daemon workers run\n{self.daemon_log()}",
+            lambda: len(self.workers()) >= number and self._connections() >= number,
+            within=within,
+            failure=lambda: (
+                f"{len(self.workers())} of {number} daemon workers run, "
+                f"{self._connections()} connections to the broker are open\n{self.daemon_log()}"
+            ),
+            poll=0.1,
         )
+
+    def _connections(self) -> int:
+        """How many have reached the broker."""
+        addresses = [path.read_text() for path in (self.path / ".aiida").glob("broker/*/broker.sockets")]
+        sockets = Path("/proc/net/unix").read_text().splitlines()
+        listening_too = sum(
+            line.endswith(f"{address}/router.sock") for address in addresses if address for line in sockets
+        )
+        return listening_too - len(addresses)
 
     def stop_daemon(self) -> None:
         """Stop the daemon as its user does; AiiDA kills it if that takes more than 30 s.
@@ -244,9 +270,10 @@ class AiidaProfile(Rig):
         os.kill(self.workers()[0], signal.SIGKILL)
 
     def daemon_log(self, lines: int = 60) -> str:
-        """The end of the daemon's log."""
-        logs = sorted((self.path / ".aiida" / "daemon" / "log").glob("aiida-*.log"))
-        return "\n".join(tail(log, lines) for log in logs)
+        """The end of the daemon's log, and what its broker says: who submitted into the void sees no worker there."""
+        configuration = self.path / ".aiida"
+        patterns = ("daemon/log/aiida-*.log", "broker/*/broker.log", "broker/*/broker.status")
+        return "\n".join(tail(path, lines) for pattern in patterns for path in sorted(configuration.glob(pattern)))
 
     def outcomes(self, pks: Iterable[int]) -> dict[int, ProcessOutcome]:
         """How processes stand now, by primary key; those that do not exist are missing."""

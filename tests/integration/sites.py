@@ -14,7 +14,7 @@ from typing import Any
 from aiida_marketplace_hpc.testing.aiida_profile import AiidaProfile
 from aiida_marketplace_hpc.testing.aiida_session import AiidaSession
 from aiida_marketplace_hpc.testing.gateway import GatewayProcess
-from aiida_marketplace_hpc.testing.machine import Machine
+from aiida_marketplace_hpc.testing.machine import Machine, RigError
 from aiida_marketplace_hpc.testing.slurm import SlurmCluster
 from aiida_marketplace_hpc.testing.slurm_faults import SlurmFaults
 
@@ -104,7 +104,10 @@ class Installation:
         """Run Python in the installation and return what its last line printed, from JSON."""
         if not self._sessions:
             self._sessions.append(AiidaSession(self.profile, env=self.token))
-        return json.loads(self._sessions[0].run(_PRELUDE + code).splitlines()[-1])
+        try:
+            return json.loads(self._sessions[0].run(_PRELUDE + code).splitlines()[-1])
+        except RigError as exc:
+            raise RigError(f"{exc}\n{self.profile.daemon_log()}") from None
 
     def start_daemon(self, workers: int = 1) -> None:
         """Start the daemon, whose workers have the token."""

@@ -36,6 +36,18 @@ from rig_workflows import Adding
 print(*(submit(Adding, x=orm.Int(x)).pk for x in (2, 3)))
 """
 
+_SLOW_ADDRESS = """
+import pathlib, time
+
+def write_text(self, *args, write=pathlib.Path.write_text, **options):
+    if self.name == "broker.sockets":
+        self.touch()
+        time.sleep(5)
+    return write(self, *args, **options)
+
+pathlib.Path.write_text = write_text
+"""
+
 _SAY_TOKEN = "import os; print(os.environ.get('MP_ACCESS_TOKEN'))"
 
 Installations = Callable[..., AiidaProfile]
@@ -77,3 +89,19 @@ def test_the_daemon_runs_test_code_and_ends(aiida_installations: Installations, 
         mark = profile.environment["MPHPC_AIIDA"]
         assert len(marked_with("MPHPC_AIIDA", mark)) >= 3  # circus, broker, worker
     assert marked_with("MPHPC_AIIDA", mark) == set()
+
+
+def test_a_worker_that_waits_where_no_broker_is_is_started_anew(
+    aiida_installations: Installations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiida_marketplace_hpc.testing.aiida_profile._WORKER_START", 15.0)
+    (tmp_path / "rig_workflows.py").write_text(_WORKFLOWS)
+    (tmp_path / "sitecustomize.py").write_text(_SLOW_ADDRESS)
+    with aiida_installations(import_path=[tmp_path]) as profile:
+        profile.verdi("daemon", "start", "1")
+        wait_until(lambda: profile.workers() != [], within=60, failure=lambda: "no worker starts")
+        [lost] = profile.workers()
+        profile.start_daemon()
+        assert profile.workers() != [lost]
+        even, _ = (int(pk) for pk in profile.python(_SUBMIT).stdout.split())
+        assert profile.wait_for([even], timeout=60)[even].exit_status == 0
