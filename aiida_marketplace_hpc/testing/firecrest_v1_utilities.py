@@ -88,7 +88,7 @@ class Utilities:
         quoting = "c" if self._double.listing == "quoted" else "literal"
         style = ("--time-style=+%Y-%m-%dT%H:%M:%S", f"--quoting-style={quoting}")
         said = self.run(name, "ls", "-l", *options, *style, "--", call.path(name, "targetPath")).stdout
-        return success("List of contents", _quoted(said) if self._double.listing == "quoted" else _split(said))
+        return success("List of contents", _quoted(said) if self._double.listing == "quoted" else split_listing(said))
 
     def _mkdir(self, call: Call, name: str) -> Response:
         options = ["-p"] if "p" in call.form else []
@@ -184,7 +184,7 @@ class Utilities:
         return success("Success to extract file.", "", 201)
 
 
-def _split(said: str) -> list[Json]:
+def split_listing(said: str) -> list[Json]:
     """Read the lines of ``ls -l`` as FirecREST 1.13.0 does: by blanks, with a dollar sign in place of each line's end."""
     lines = said.replace("\n", "$")[:-1].split("$")
     if len(lines) > 1 or lines[0].startswith("total"):

@@ -15,7 +15,7 @@ from aiida_marketplace_hpc.gateway.classic.firecrest import form_size, is_forbid
 from aiida_marketplace_hpc.gateway.files import Files
 from aiida_marketplace_hpc.gateway.names import group_name, user_name
 from aiida_marketplace_hpc.gateway.roots import Root, Roots
-from aiida_marketplace_hpc.testing.firecrest_v1 import _split
+from aiida_marketplace_hpc.testing.firecrest_v1_utilities import split_listing
 
 
 @settings(max_examples=40)
@@ -60,7 +60,7 @@ def test_listings_are_those_of_ls(tmp_path: Path) -> None:
     for entry in entries:
         entry["user"], entry["group"] = user_name(entry["uid"]), group_name(entry["gid"])
     found = listed(entries, split=True)
-    expected = _split(said)
+    expected = split_listing(said)
     for row in expected:
         if row["type"] == "d":  # What a folder takes is no matter of its content.
             row["size"] = next(one["size"] for one in found if one["name"] == row["name"])
