@@ -42,7 +42,7 @@ import pathlib, time
 def write_text(self, *args, write=pathlib.Path.write_text, **options):
     if self.name == "broker.sockets":
         self.touch()
-        time.sleep(5)
+        time.sleep(3)
     return write(self, *args, **options)
 
 pathlib.Path.write_text = write_text
@@ -94,7 +94,7 @@ def test_the_daemon_runs_test_code_and_ends(aiida_installations: Installations, 
 def test_a_worker_that_waits_where_no_broker_is_is_started_anew(
     aiida_installations: Installations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiida_marketplace_hpc.testing.aiida_profile._WORKER_START", 15.0)
+    monkeypatch.setattr("aiida_marketplace_hpc.testing.aiida_profile._WORKER_START", 8.0)
     (tmp_path / "rig_workflows.py").write_text(_WORKFLOWS)
     (tmp_path / "sitecustomize.py").write_text(_SLOW_ADDRESS)
     with aiida_installations(import_path=[tmp_path]) as profile:
