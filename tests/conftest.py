@@ -21,6 +21,7 @@ _CONFIGURATION = tempfile.TemporaryDirectory(prefix="mphpc-tests-", ignore_clean
 os.environ["AIIDA_PATH"] = _CONFIGURATION.name
 Path(_CONFIGURATION.name, ".aiida").mkdir()
 
+from aiida_marketplace_hpc.gateway.ledger import Ledger  # noqa: E402
 from aiida_marketplace_hpc.scheduler import MarketplaceHpcScheduler  # noqa: E402
 from aiida_marketplace_hpc.testing.backend import FakeBackend  # noqa: E402
 from aiida_marketplace_hpc.testing.machine import Machine  # noqa: E402
@@ -70,6 +71,15 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     name = server.create()
     yield server.url(name)
     server.drop(name)
+
+
+@pytest.fixture
+def ledger(database: str) -> Iterator[Ledger]:
+    """A ledger in that database, empty and up to date."""
+    ledger = Ledger(database)
+    ledger.migrate()
+    yield ledger
+    ledger.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -18,14 +17,6 @@ from aiida_marketplace_hpc.protocol import JobState
 
 pytestmark = pytest.mark.databases
 DAY = timedelta(days=1)
-
-
-@pytest.fixture
-def ledger(database: str) -> Iterator[Ledger]:
-    ledger = Ledger(database)
-    ledger.migrate()
-    yield ledger
-    ledger.close()
 
 
 @pytest.fixture

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner, Result
 
 from aiida_marketplace_hpc.cli import main
@@ -13,14 +11,6 @@ from aiida_marketplace_hpc.gateway.auth import Identity
 from aiida_marketplace_hpc.gateway.ledger import Ledger
 
 ISSUER = "https://login.example.org"
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    ledger.migrate()
-    yield ledger
-    ledger.close()
 
 
 def admin(folder: Path, *arguments: str) -> Result:

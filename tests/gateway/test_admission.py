@@ -7,7 +7,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,6 @@ def somebody(subject: str, email: str = "", *, issuer: str = ISSUER, verified: b
 
 ALICE, BOB = somebody("alice"), somebody("bob")
 Make = Callable[..., Admission]
-
-
-@pytest.fixture
-def ledger(database: str) -> Iterator[Ledger]:
-    ledger = Ledger(database)
-    ledger.migrate()
-    yield ledger
-    ledger.close()
 
 
 @pytest.fixture

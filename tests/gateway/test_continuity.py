@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,6 @@ FIRECREST = {
 SLURM = {**TOKEN, "backend": "slurm", "home": "/home/{username}"}
 
 Add = Callable[..., str]
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    ledger.migrate()
-    yield ledger
-    ledger.close()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from aiida_marketplace_hpc.gateway.firecrest.client import CallFailed, Cluster, 
 from aiida_marketplace_hpc.gateway.firecrest.failures import explained
 from aiida_marketplace_hpc.gateway.roots import PRIVATE, Root
 
-LEFT_BEHIND = 86400.0
+_LEFT_BEHIND = 86400.0
 """Seconds after which nobody waits any more for what is staged."""
 _STAGED = re.compile(r"([0-9]+)-[0-9a-f]{16}(\.tar\.gz)?")
 _MAX_PATH = 4096
@@ -66,7 +66,7 @@ class RemoteRoots:
         with suppress(CallFailed):  # There is no such folder yet, or it is not the moment.
             for line in self._cluster.listing(folder):
                 staged = _STAGED.fullmatch(str(line["name"]))
-                if staged and int(staged[1]) < time.time() - LEFT_BEHIND:
+                if staged and int(staged[1]) < time.time() - _LEFT_BEHIND:
                     self._cluster.remove(f"{folder}/{staged[0]}")
 
     def prepare(self) -> None:
@@ -78,8 +78,6 @@ class RemoteRoots:
                 with explained(path):
                     self._cluster.mkdir(path, parents=True)
                 self._cluster.made.add(path)
-                if path == self.staging:
-                    self._tidy(path)
 
     def free(self, root: Root) -> int | None:
         """Nothing: FirecREST does not say."""
